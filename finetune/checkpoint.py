@@ -1,0 +1,49 @@
+"""Checkpoints of a run: DeepSpeed's own folder layout, written whole or not at all."""
+
+import re
+import shutil
+from pathlib import Path
+
+from utils.cli import InputError
+
+
+def list_checkpoints(output_dir):
+    """{step: folder} of the checkpoint-N folders of a run, in order."""
+    folders = Path(output_dir).glob("checkpoint-*")
+    return dict(sorted((int(m[1]), p) for p in folders if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))))
+
+
+def find_resume(output_dir, resume):
+    """(step, folder) to go on from: the newest one for "latest", else the folder given; (0, None) for ""."""
+    there = list_checkpoints(output_dir)
+    if not resume:
+        if there:
+            raise InputError(f"{output_dir} already holds {there[max(there)].name}: go on from it with "
+                             "--resume_from_checkpoint latest, or choose another output_dir")
+        return 0, None
+    if resume == "latest":
+        if not there:
+            raise InputError(f"--resume_from_checkpoint latest: no checkpoint-N folder in {Path(output_dir).resolve()}")
+        return max(there), there[max(there)]
+    match = re.fullmatch(r"checkpoint-(\d+)", Path(resume).name)
+    if not match or not (Path(resume) / "latest").is_file():
+        raise InputError(f"--resume_from_checkpoint {resume}: no DeepSpeed checkpoint-N at {Path(resume).resolve()}")
+    return int(match[1]), Path(resume)
+
+
+def save(accelerator, model, output_dir, step, limit):
+    """Write checkpoint-<step>: weights, optimizer state and the model's config.json; keep the newest `limit`."""
+    final = Path(output_dir) / f"checkpoint-{step}"
+    part = final.with_name(f"{final.name}.part")
+    if accelerator.is_main_process:
+        shutil.rmtree(part, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(part))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_config(part)
+        part.replace(final)
+        for folder in list(list_checkpoints(output_dir).values())[:-limit]:
+            shutil.rmtree(folder)
+    accelerator.wait_for_everyone()
+    return final

@@ -1,0 +1,180 @@
+"""CogNVS on diffusers: the image-to-video pipeline conditioned on a whole clip, finding and loading its weights."""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXTransformer3DModel,
+)
+from diffusers.utils.torch_utils import randn_tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from utils.cli import InputError
+
+# What the untiled VAE needs beside the weights, measured at 49 x 480 x 720 in bf16. With less free it works in tiles.
+UNTILED_BYTES_PER_PIXEL = 16 * 2**30 / (49 * 480 * 720)
+
+
+class CogNVSPipeline(CogVideoXImageToVideoPipeline):
+    """Image-to-video conditioned on a whole clip: `image` is the render of every frame, [F, 3, H, W] in [0, 1]."""
+
+    def prepare_latents(self, image, batch_size, num_channels_latents, num_frames, height, width, dtype=None,
+                        device=None, generator=None, latents=None):  # fmt: skip
+        """Noise and conditioning, each [1, f, 16, H / 8, W / 8]; `image` comes preprocessed to [-1, 1]."""
+        condition = self.encode(image[None].to(dtype), generator)  # before the noise, as published
+        if latents is None:
+            latents = randn_tensor(condition.shape, generator=generator, device=device, dtype=dtype)
+        return latents.to(device) * self.scheduler.init_noise_sigma, condition
+
+    def encode(self, clip, generator=None):
+        """A posterior sample of a clip [B, F, 3, H, W] in [-1, 1], scaled, [B, f, 16, H / 8, W / 8].
+
+        Scaled by the VAE's factor whatever its invert_scale_latents says, as CogNVS was trained.
+        """
+        posterior = self.vae.encode(clip.transpose(1, 2)).latent_dist  # [B, 3, F, H, W]
+        return posterior.sample(generator).transpose(1, 2) * self.vae_scaling_factor_image  # [B, f, 16, h, w]
+
+    @property
+    def clip_shape(self):
+        """(frames, height, width) in pixels that the transformer's positional embeddings are made for."""
+        config, scale = self.transformer.config, self.vae_scale_factor_spatial
+        return config.sample_frames, config.sample_height * scale, config.sample_width * scale
+
+    def rotary_embedding(self, device):
+        """The rotary embedding of a clip, as diffusers' __call__ makes it; None for models without one."""
+        if not self.transformer.config.use_rotary_positional_embeddings:
+            return None
+        frames, height, width = self.clip_shape
+        latent_frames = (frames - 1) // self.vae_scale_factor_temporal + 1
+        return self._prepare_rotary_positional_embeddings(height, width, latent_frames, device)
+
+    def inpaint(self, clip, prompt_embeds, steps, generator, **kwargs):
+        """Inpaint a render [F, 3, H, W] in [0, 1] to frames of the same shape and range, float32 on the CPU.
+
+        Prompt and negative prompt are both "", so guided and unguided prediction are equal at any guidance scale and
+        one pass a step is enough (the published code makes two).
+        """
+        frames, height, width = self.clip_shape
+        out = self(clip, prompt_embeds=prompt_embeds, guidance_scale=1, num_frames=frames, height=height, width=width,
+                   num_inference_steps=steps, generator=generator, output_type="pt", **kwargs)
+        return out.frames[0].float().cpu()
+
+
+def find_weights(path):
+    """The weights folder meant by `path`: itself, or its my_checkpoint-N_transformer of the highest N."""
+    path = Path(path)
+    if (path / "config.json").is_file() and any(path.glob("diffusion_pytorch_model*.safetensors")):
+        return path
+    steps = {int(re.search(r"(\d+)_transformer$", str(p))[1]): p for p in path.glob("my_checkpoint-[0-9]*_transformer")}
+    if steps:
+        return steps[max(steps)]
+    hint = "run process_ckpts.sh first" if any(path.glob("checkpoint-*")) else "see the README's downloads"
+    raise InputError(f"{path}: got no weights; expected config.json with diffusion_pytorch_model*.safetensors, or "
+                     f"my_checkpoint-*_transformer folders; {hint}")
+
+
+def check_base(path):
+    """Raise InputError unless `path` is a CogVideoX image-to-video folder in diffusers' layout."""
+    missing = [name for name in ("vae/config.json", "scheduler/scheduler_config.json") if not (path / name).is_file()]
+    if missing:
+        raise InputError(f"{path}: got no {' and no '.join(missing)}; expected a CogVideoX-5b-I2V folder in diffusers "
+                         "layout (the README says where to download it)")
+
+
+def load_model(cls, path, dtype):
+    """A diffusers model of a local folder; weights that are missing or of other shapes are an error, not noise."""
+    try:
+        model, info = cls.from_pretrained(path, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path}: could not be loaded: {' '.join(str(error).split())}") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        wrong = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
+        raise InputError(f"{path}: {len(wrong)} tensors missing or misshapen (such as {wrong[0]}); download it again")
+    return model.requires_grad_(False).eval()
+
+
+def load_pipeline(model_path, weights, dtype, device):
+    """The pipeline of the base's VAE and scheduler and the transformer of `weights`; no text encoder is loaded."""
+    check_base(Path(model_path))
+    vae = load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype)
+    transformer = load_model(CogVideoXTransformer3DModel, Path(weights), dtype)
+    scheduler = CogVideoXDPMScheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
+    pipe = CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
+    frames, height, width = pipe.clip_shape
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+        if free < UNTILED_BYTES_PER_PIXEL * frames * height * width:
+            vae.enable_tiling()
+    return pipe
+
+
+def pick_dtype(name, device):
+    """torch dtype of auto, bf16 or fp32; auto is bf16 on GPUs and on CPUs with bf16 instructions, else fp32."""
+    if name == "auto":
+        flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        fast = any(there for flag, there in flags.items() if flag.endswith("bf16"))
+        name = "bf16" if device.type == "cuda" or fast else "fp32"
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
+def fingerprint(folder):
+    """Hash of a model folder: its configuration, and name, size and first MiB of its weight files."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
+        with open(file, "rb") as stream:
+            digest.update(f"{file.name} {file.stat().st_size} ".encode() + stream.read(2**20))
+    return digest.hexdigest()
+
+
+def user_cache():
+    """The user's cache folder for this program."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache") / "cognvs"
+
+
+def empty_prompt(model_path, length, dtype):
+    """The T5 embedding of "", [1, length, width], and where it is cached, (tensor, path).
+
+    It is a constant of the text encoder: computed once on the CPU, kept beside the base (or in the user's cache folder
+    when that is read-only), after which the text encoder is not loaded and may even be deleted.
+    """
+    model_path = Path(model_path)
+    encoder = model_path / "text_encoder"
+    key = fingerprint(encoder) if encoder.is_dir() else None
+    name = f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
+    by_base = hashlib.sha256(f"{model_path.resolve()}".encode()).hexdigest()[:16]
+    places = [model_path / name, user_cache() / by_base / name]
+    for place in filter(Path.is_file, places):
+        with safe_open(place, "pt") as file:
+            if key in (None, file.metadata()["text_encoder"]):
+                return file.get_tensor("prompt_embeds"), place
+    if key is None:
+        raise InputError(f"{encoder}: no such folder, and no {name} beside it; expected the base's text encoder")
+    embedding = encode_empty_prompt(model_path, length, dtype)
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            part = place.with_name(f"{place.name}.{os.getpid()}.part")
+            save_file({"prompt_embeds": embedding}, part, {"text_encoder": key})
+            part.replace(place)
+            return embedding, place
+        except OSError:
+            continue
+    return embedding, None
+
+
+@torch.no_grad()
+def encode_empty_prompt(model_path, length, dtype):
+    """The embedding of "" by the base's tokenizer and text encoder, with the pipeline's own method."""
+    from transformers import T5EncoderModel, T5Tokenizer
+
+    tokenizer = T5Tokenizer.from_pretrained(model_path / "tokenizer", local_files_only=True)
+    text_encoder = T5EncoderModel.from_pretrained(model_path / "text_encoder", dtype=dtype, local_files_only=True)
+    pipe = CogVideoXImageToVideoPipeline(tokenizer, text_encoder, None, None, None)
+    return pipe.encode_prompt("", do_classifier_free_guidance=False, max_sequence_length=length)[0].contiguous()

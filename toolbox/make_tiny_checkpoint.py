@@ -111,7 +111,7 @@ def main():
             args.output_dir / "cognvs_ckpt_inpaint": lambda: CogVideoXTransformer3DModel.from_config(transformer),
         }
         for folder, make in parts.items():
-            randomise(make()).save_pretrained(folder)
+            randomise(make().to(dtype)).save_pretrained(folder)
             print(f"wrote {folder}")
     CogVideoXDPMScheduler.from_config(SCHEDULER).save_pretrained(base / "scheduler")
     save_tokenizer(base / "tokenizer", 64)

@@ -76,6 +76,15 @@ def load_array(path, shapes):
     return array
 
 
+def save_array(path, array):
+    """Write an .npy beside its name and move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb") as file:
+        np.save(file, array)
+    part.replace(path)
+
+
 def video_intrinsics(path, info, depth_shape):
     """K at the video's resolution, float64 [N, 3, 3], from a file at the depth map's; without a file, focal 500."""
     if path is None:

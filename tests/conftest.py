@@ -1,0 +1,58 @@
+"""What the tests share: a small model and a small synthetic sequence, made by the project's own programs."""
+
+import importlib
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def call(script, *args):
+    """Run a script's main() in this process as its user would: the exit code."""
+    main = importlib.import_module(script).main
+    from utils import cli
+
+    before, sys.argv = sys.argv, [script, *map(str, args)]
+    try:
+        cli.run(main)
+        return 0
+    except SystemExit as stop:
+        return stop.code
+    finally:
+        sys.argv = before
+        torch.set_default_dtype(torch.float32)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A random model of 17 x 64 x 96: base/ and cognvs_ckpt_inpaint/."""
+    folder = tmp_path_factory.mktemp("model")
+    assert call("make_tiny_checkpoint", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_room(tmp_path_factory):
+    """A synthetic sequence of 17 x 64 x 96 with depth at full size and a K that is not the default one."""
+    folder = tmp_path_factory.mktemp("sequence") / "room"
+    assert call("make_synthetic_sequence", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96,
+                "--focal", 100, "--depth_scale", 1, "--crf", 0) == 0  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def room(made_room, tmp_path):
+    """A fresh copy of the synthetic sequence."""
+    return Path(shutil.copytree(made_room, tmp_path / "room"))

@@ -1,0 +1,226 @@
+import csv
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import checkpoint
+import dataset
+import numpy as np
+import pytest
+import torch
+import train
+from conftest import ROOT, call
+from loss import denoising_loss, velocity_loss
+
+from utils import pipeline, video
+from utils.cli import InputError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pipe(model):
+    return pipeline.load_pipeline(model / "base", model / "cognvs_ckpt_inpaint", torch.float32, CPU)
+
+
+@pytest.fixture(scope="module")
+def sequence_folder(made_room, tmp_path_factory):
+    """The synthetic sequence with three training pairs."""
+    folder = Path(shutil.copytree(made_room, tmp_path_factory.mktemp("pairs") / "room"))
+    assert call("data_gen", "--data_path", folder, "--mode", "train", "--num_train_render", 3, "--device", "cpu") == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(pipe, sequence_folder):
+    return dataset.Pairs(sequence_folder, pipe.clip_shape)
+
+
+def sample(pipe, pairs, rank=0, step=0, seed=42):
+    return dataset.training_sample(pipe, pairs, seed, rank, step, CPU, torch.float32)
+
+
+def test_the_loss_is_the_published_one(pipe):
+    """mean(w (x0_pred - x0)^2), w = 1 / (1 - alphabar), in float64, at every part of the schedule."""
+    rng, scheduler = torch.Generator().manual_seed(0), pipe.scheduler
+    x0, noise, prediction = (torch.randn(1, 5, 16, 8, 12, generator=rng, dtype=torch.float64) for _ in range(3))
+    for t in (0, 1, 10, 500, 998, 999):
+        t = torch.tensor([t])
+        alphabar = scheduler.alphas_cumprod[t].double()
+        noisy = alphabar.sqrt() * x0 + (1 - alphabar).sqrt() * noise
+        x0_pred = alphabar.sqrt() * noisy - (1 - alphabar).sqrt() * prediction
+        published = ((x0_pred - x0) ** 2 / (1 - alphabar)).mean()
+        assert velocity_loss(scheduler, prediction, x0, noise, t).item() == pytest.approx(published.item(), rel=1e-4)
+
+
+def test_the_loss_is_zero_for_the_true_velocity_even_in_bf16(pipe):
+    rng = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(1, 5, 16, 8, 12, generator=rng).bfloat16() for _ in range(2))
+    t = torch.tensor([0])
+    true = pipe.scheduler.get_velocity(x0.float(), noise.float(), t)
+    assert velocity_loss(pipe.scheduler, true, x0, noise, t) == 0
+    assert velocity_loss(pipe.scheduler, true + 0.1, x0, noise, t).item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_every_rank_and_step_draws_its_own_sample(pipe, pairs):
+    first = sample(pipe, pairs)
+    assert all(torch.equal(a, b) for a, b in zip(first, sample(pipe, pairs), strict=True))
+    for other in (sample(pipe, pairs, rank=1), sample(pipe, pairs, step=1), sample(pipe, pairs, seed=43)):
+        assert not torch.equal(first[3], other[3])  # timestep
+        assert (first[2] - other[2]).abs().mean() > 0.5  # noise
+    draws = [pairs.draw(dataset.generator(42, "clip", rank, step)) for rank in range(4) for step in range(20)]
+    assert {render for _, render in draws} == {0, 1, 2} and {start for start, _ in draws} == {0}
+
+
+def test_a_longer_video_starts_anywhere_and_a_shorter_one_repeats_its_last_frame(pairs):
+    long, short = dataset.Pairs.__new__(dataset.Pairs), dataset.Pairs.__new__(dataset.Pairs)
+    long.frames = short.frames = 17
+    long.target, short.target = np.zeros((20, 8, 8, 3), np.uint8), np.arange(5, dtype=np.uint8)[:, None, None, None]
+    long.renders = short.renders = [long.target]
+    assert {long.draw(dataset.generator(0, "clip", 0, s))[0] for s in range(60)} == {0, 1, 2, 3}
+    clip = short.clip(short.target, 0, CPU, torch.float32)
+    assert ((clip + 1) * 127.5).round().flatten().tolist() == [0, 1, 2, 3, 4] + [4] * 12
+
+
+def test_the_loss_on_a_fixed_sample_goes_down(model, pairs):
+    pipe = pipeline.load_pipeline(model / "base", model / "cognvs_ckpt_inpaint", torch.float32, CPU)
+    transformer = pipe.transformer.requires_grad_(True)
+    fixed, prompt = sample(pipe, pairs), pipeline.empty_prompt(model / "base", 8, torch.float32)[0]
+    optimizer = torch.optim.AdamW(transformer.parameters(), 1e-3)
+    losses = []
+    for _ in range(15):
+        loss = denoising_loss(transformer, pipe.scheduler, *fixed, prompt, pipe.rotary_embedding(CPU))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("schedule, expected", [
+    ("constant", [0.5, 1, 1, 1, 1]), ("linear", [0.5, 1, 0.75, 0.5, 0.25]), ("cosine", [0.5, 1, 0.8536, 0.5, 0.1464]),
+])  # fmt: skip
+def test_learning_rates_after_one_step_of_warm_up(schedule, expected):
+    args = type("Args", (), {"lr_scheduler": schedule, "lr_warmup_steps": 1, "train_epochs": 5, "learning_rate": 2.0})
+    np.testing.assert_allclose([train.learning_rate(args, step) / 2 for step in range(5)], expected, atol=1e-4)
+
+
+def test_what_to_resume_from(tmp_path):
+    assert checkpoint.find_resume(tmp_path, "") == (0, None)
+    with pytest.raises(InputError, match="no checkpoint-N folder"):
+        checkpoint.find_resume(tmp_path, "latest")
+    for step in (5, 40):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "latest").touch()
+    assert checkpoint.find_resume(tmp_path, "latest") == (40, tmp_path / "checkpoint-40")
+    assert checkpoint.find_resume(tmp_path, str(tmp_path / "checkpoint-5")) == (5, tmp_path / "checkpoint-5")
+    for wrong in ("", "checkpoint-41", str(tmp_path)):
+        with pytest.raises(InputError):
+            checkpoint.find_resume(tmp_path, wrong)
+
+
+# ---- the whole of it: two ZeRO-2 processes started by the launch script under dash --------------------------------
+
+
+def launch(model, folder, output_dir, *args, cwd=ROOT):
+    shell = shutil.which("dash") or "sh"
+    command = [shell, str(ROOT / "finetune" / "finetune_cognvs.sh"), "--model_path", model / "base", "--transformer_id",
+               model / "cognvs_ckpt_inpaint", "--output_dir", output_dir, "--base_dir_input", folder,
+               "--train_epochs", 4, "--learning_rate", "1e-3", *args]  # fmt: skip
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def run(model, sequence_folder, tmp_path_factory):
+    """Four steps with a checkpoint at 2 and 4, and a validation."""
+    output_dir = tmp_path_factory.mktemp("checkpoints") / "run"
+    done = launch(model, sequence_folder, output_dir, "--checkpointing_steps", 2, "--checkpointing_limit", 2,
+                  "--do_validation", "True", "--validation_steps", 4)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output_dir
+
+
+def log(folder):
+    with open(folder / "train_log.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+def weights(folder):
+    return torch.load(folder / "pytorch_model" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+
+
+def test_two_processes_train_and_write_everything(run, model):
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoint-2", "checkpoint-4", "settings.json", "train_log.csv",
+                                                     "validation"]  # fmt: skip
+    names = {p.relative_to(run / "checkpoint-4").as_posix() for p in (run / "checkpoint-4").rglob("*") if p.is_file()}
+    ranks = {f"pytorch_model/bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in (0, 1)}
+    assert {"latest", "zero_to_fp32.py", "random_states_0.pkl", "random_states_1.pkl", "config.json",
+            "pytorch_model/mp_rank_00_model_states.pt", *ranks} <= names  # fmt: skip
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings["learning_rate"] == 1e-3 and settings["num_processes"] == 2
+    assert settings["deepspeed"]["zero_optimization"]["stage"] == 2 and settings["deepspeed"]["gradient_clipping"] == 1
+    rows = log(run)
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    for row in rows:
+        ranks = [float(x) for x in row["loss_of_each_rank"].split()]
+        assert len(set(ranks)) == 2 and float(row["loss"]) == pytest.approx(sum(ranks) / 2)
+        assert float(row["learning_rate"]) == 1e-3 and float(row["gradient_norm"]) > 0
+    assert video.probe(run / "validation" / "step-4.mp4").width == 3 * 96
+    before, after = weights(run / "checkpoint-2"), weights(run / "checkpoint-4")
+    assert {name for name in after if torch.equal(before[name], after[name])} == {"patch_embed.pos_embedding"}
+
+
+def test_resume_equals_no_interruption(run, model, sequence_folder, tmp_path):
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run / "checkpoint-2", resumed / "checkpoint-2")
+    shutil.copy(run / "train_log.csv", resumed)
+    done = launch(model, sequence_folder, resumed, "--resume_from_checkpoint", "latest", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(resumed) == log(run)
+    ours, theirs = weights(resumed / "checkpoint-4"), weights(run / "checkpoint-4")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not (resumed / "checkpoint-2").exists()  # checkpointing_limit is 1
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--resume_from_checkpoint", "no/checkpoint-7"], "no DeepSpeed checkpoint-N"),
+    (["--base_dir_input", "nowhere"], "--base_dir_input nowhere: no folder"),
+    (["--train_epochs", "0"], "--train_epochs 0: expected at least 1"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_exit_2(model, sequence_folder, tmp_path, args, message):
+    done = launch(model, sequence_folder, tmp_path / "run", *args)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def process(folder, **env):
+    return subprocess.run(["sh", "process_ckpts.sh"], cwd=folder, env=os.environ | env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("shards", ["one", "many"])
+def test_process_then_load(run, model, room, tmp_path, shards, capsys):
+    for name in ("process_ckpts.sh", "config.json", "diffusion_pytorch_model.safetensors.index.json"):
+        shutil.copy(ROOT / "toolbox" / name, tmp_path)
+    shutil.copytree(run / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    if shards == "many":  # what DeepSpeed does above 5 GB
+        script = tmp_path / "run" / "checkpoint-4" / "zero_to_fp32.py"
+        script.write_text(script.read_text().replace('default="5GB"', 'default="200KB"'))
+    done = process(tmp_path, CHECKPOINT_DIR="checkpoint-4")
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "run" / "my_checkpoint-4_transformer"
+    assert len(list(made.glob("diffusion_pytorch_model*.safetensors"))) == 1 if shards == "one" else 2
+    ours = pipeline.load_model(pipeline.CogVideoXTransformer3DModel, made, torch.bfloat16).state_dict()
+    trained = weights(run / "checkpoint-4")
+    assert ours.keys() == trained.keys() and all(torch.equal(ours[name], trained[name].bfloat16()) for name in ours)
+
+    again = process(tmp_path, CHECKPOINT_DIR="checkpoint-4", DELETE_TRAINING_STATE="yes")
+    assert "is there already" in again.stdout and not (tmp_path / "run" / "checkpoint-4").exists()
+    wrong = process(tmp_path, CHECKPOINT_DIR="checkpoint-5")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: no */checkpoint-5")
+
+    assert call("demo", "--model_path", model / "base", "--cognvs_ckpt_path", tmp_path / "run", "--data_path", room,
+                "--mp4_name", "gt_rgb.mp4", "--num_inference_steps", 2, "--device", "cpu") == 0  # fmt: skip
+    assert "my_checkpoint-4_transformer" in capsys.readouterr().out

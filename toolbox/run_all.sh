@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# From a sequence folder, a base and inpainting weights to finished videos; a stage whose result is there is skipped.
+#     bash toolbox/run_all.sh --data_path demo_data/bear --model_path checkpoints/CogVideoX-5b-I2V \
+#         --transformer_id checkpoints/cognvs_ckpt_inpaint --output_dir checkpoints/cognvs_ckpt_finetuned_bear
+# Further: --train_epochs 200, --num_train_render 8, --num_inference_steps 50, --learning_rate 2e-5, and --num_processes,
+# the number of GPUs that finetune (all of them by default; 2 processes without a GPU).
+set -euo pipefail
+
+data_path="" model_path="" transformer_id="" output_dir=""
+train_epochs=200 num_train_render=8 num_inference_steps=50 learning_rate=2e-5 num_processes=""
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --data_path | --model_path | --transformer_id | --output_dir | --train_epochs | --num_train_render | \
+            --num_inference_steps | --learning_rate | --num_processes) [ $# -gt 1 ] && printf -v "${1#--}" %s "$2" && shift 2 ;;
+        *) echo "error: $1: not an argument of run_all.sh; its first lines list them" >&2 && exit 2 ;;
+    esac
+done
+for name in data_path model_path transformer_id output_dir; do
+    [ -n "${!name}" ] || { echo "error: --$name is missing" >&2 && exit 2; }
+    printf -v "$name" %s "$(realpath -m "${!name}")"  # the launch script reads paths relative to finetune/
+done
+cd "$(dirname "$0")/.."
+python=$(command -v python || command -v python3)
+gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+
+report=""
+watch_memory() {  # the largest memory in use on any GPU, in MiB, into the file $1
+    local most=-1 used
+    while used=$(nvidia-smi --query-gpu=memory.used --format=csv,noheader,nounits | sort -n | tail -1); do
+        [ "$used" -gt "$most" ] && most=$used && echo "$most" > "$1"
+        sleep 1
+    done
+}
+stage() {  # stage NAME RESULT COMMAND...: run the command unless the file RESULT is there
+    local name=$1 result=$2 begin=$SECONDS memory="no GPU" file watcher
+    shift 2
+    if [ -e "$result" ]; then
+        report+=$(printf '%-24s skipped: %s is there' "$name" "$result")$'\n'
+        return
+    fi
+    echo "== $name"
+    file=$(mktemp)
+    [ "$gpus" -gt 0 ] && { watch_memory "$file" & watcher=$!; }
+    "$@"
+    [ "$gpus" -gt 0 ] && { kill "$watcher"; wait "$watcher" 2>/dev/null || true; memory="$(cat "$file") MiB on the fullest GPU"; }
+    rm -f "$file"
+    report+=$(printf '%-24s %5d s, %s' "$name" $((SECONDS - begin)) "$memory")$'\n'
+}
+
+intrinsics=()
+if [ -f "$data_path/cam_info/megasam_intrinsics.npy" ]; then
+    intrinsics=(--intrinsics_file cam_info/megasam_intrinsics.npy)
+fi
+num_eval_render=$(find trajs -name '*.txt' | wc -l)
+
+finetune() {
+    local config resume=""
+    config=$(mktemp)
+    [ -n "$num_processes" ] || num_processes=$((gpus > 0 ? gpus : 2))
+    sed "s/^gpu_ids:.*/gpu_ids: all/; s/^num_processes:.*/num_processes: $num_processes/" \
+        finetune/accelerate_config.yaml > "$config"
+    [ -z "$(find "$output_dir" -maxdepth 1 -name 'checkpoint-*[0-9]' 2>/dev/null)" ] || resume=latest
+    accelerate_config=$config sh finetune/finetune_cognvs.sh --model_path "$model_path" --transformer_id "$transformer_id" \
+        --output_dir "$output_dir" --base_dir_input "$data_path" --train_epochs "$train_epochs" \
+        --learning_rate "$learning_rate" --resume_from_checkpoint "$resume"
+    rm -f "$config"
+}
+process() {
+    (cd "$output_dir/.." && CHECKPOINT_DIR="checkpoint-$train_epochs" sh "$OLDPWD/toolbox/process_ckpts.sh")
+}
+
+weights="$output_dir/my_checkpoint-${train_epochs}_transformer"
+stage "training pairs" "$data_path/train_cameras$num_train_render.npz" \
+    "$python" data_gen.py --data_path "$data_path" --mode train --num_train_render "$num_train_render" "${intrinsics[@]}"
+stage "evaluation renders" "$data_path/eval_cameras$num_eval_render.npz" \
+    "$python" data_gen.py --data_path "$data_path" --mode eval "${intrinsics[@]}"
+checkpoint="$output_dir/checkpoint-$train_epochs"
+[ -e "$weights" ] && checkpoint=$weights
+stage "finetuning" "$checkpoint" finetune
+stage "checkpoint processing" "$weights" process
+stage "inference" "$data_path/outputs/eval_render${num_eval_render}_out.mp4" \
+    "$python" demo.py --model_path "$model_path" --cognvs_ckpt_path "$output_dir" --data_path "$data_path" \
+    --mp4_name "eval_render*.mp4" --num_inference_steps "$num_inference_steps"
+stage "side by side" "$data_path/outputs/eval_render${num_eval_render}_side_by_side.mp4" \
+    "$python" toolbox/side_by_side.py --data_path "$data_path"
+printf '\n%s\nLook at %s/outputs/\n' "$report" "$data_path"

@@ -1,0 +1,179 @@
+"""Procedural solid textures: colour from a point on a surface, from noise and a few patterns.
+
+Points are [3, n], in the axes of the body they belong to, so that a texture moves and turns with it; w [n] is how wide
+a pixel is there, and what is finer than that fades out instead of aliasing.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Texture:
+    pattern: str
+    colours: str  # three sRGB colours: two to blend and an accent
+    scale: float  # metres to one unit of the pattern
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # where in the noise
+    gloss: float = 0.0
+
+
+def colour(texture: Texture, p: Tensor, n: Tensor, w: Tensor) -> Tensor:
+    """Colour [3, n] of a texture at p [3, n] in its body's axes, facing n, seen w [n] metres wide."""
+    a, b, accent = linear(texture.colours, p)
+    p, w = p / texture.scale, w / texture.scale
+    blend, mark, shade = PATTERNS[texture.pattern](p, p + p.new_tensor(texture.shift)[:, None], n, w)
+    return torch.lerp(torch.lerp(a, b, blend), accent, mark) * shade
+
+
+def linear(colours: str, like: Tensor) -> list[Tensor]:
+    """Linear RGB [3, 1] of each sRGB colour."""
+    rgb = [[(int(c[i : i + 2], 16) / 255) ** 2.2 for i in (0, 2, 4)] for c in colours.split()]
+    return list(like.new_tensor(rgb)[..., None])
+
+
+def face(p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates on a box's face: x, z on top; along and up on a side."""
+    return torch.where(n[0].abs() > 0.5, p[2], p[0]), torch.where(n[1].abs() > 0.5, p[2], -p[1])
+
+
+def smooth(x: Tensor) -> Tensor:
+    x = x.clamp(0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def edge(x: Tensor, w: Tensor) -> Tensor:
+    """0 where x < 0, 1 where x > 0, blurred over w."""
+    return (x / w + 0.5).clamp(0, 1)
+
+
+def pulse(x: Tensor, duty: float, w: Tensor) -> Tensor:
+    """Mean over w of the wave that is 1 on the first `duty` of every unit."""
+    area = [(v.floor() * duty + (v - v.floor()).clamp_max(duty)) for v in (x - w / 2, x + w / 2)]
+    return (area[1] - area[0]) / w
+
+
+@lru_cache
+def _lattice(device: torch.device) -> Tensor:
+    """Random values at 32^3 points, the first ones again at the end."""
+    values = torch.rand(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0))
+    return F.pad(values, (0, 1) * 3, mode="circular").to(device)
+
+
+def noise(p: Tensor) -> Tensor:
+    """Smooth noise [n] in [0, 1] at p [3, n], which repeats after 32 units; white at whole numbers."""
+    cell = p.floor()
+    at = ((cell - 32 * (cell / 32).floor()) + smooth(p - cell)) / 16 - 1
+    return F.grid_sample(_lattice(p.device), at.T[None, None, None], align_corners=True).flatten()
+
+
+def fbm(p: Tensor, w: Tensor, octaves: int = 3) -> Tensor:
+    """Sum of octaves of noise [n], about [-0.5, 0.5]; those finer than w fade out."""
+    fade = [(1.5 - 2 * w * 2**k).clamp(0, 1) * 0.5**k for k in range(octaves)]
+    return sum(f * (noise(p * 2**k + 5.3 * k) - 0.5) for k, f in enumerate(fade))
+
+
+# Patterns: (p, p shifted, normal, width), lengths in the texture's units -> how far to the second colour, how far to
+# the accent and a factor, each [n]
+
+
+def _planks(p, q, n, w):
+    u, v = face(q, n)
+    row = v.floor()
+    u = u / 9 + row * 0.38
+    board = torch.stack([u.floor(), row, 0 * row])
+    tone = noise(board)
+    grain = fbm(torch.stack([u * 4, v * 5, tone * 31]), 5 * w)
+    gap = torch.maximum(pulse(v + 0.015, 0.03, w), pulse(u, 0.003, w / 9))
+    return tone * 0.8 + grain * 0.9, (0.3 * grain).clamp_min(0) + 0.85 * gap, 0.8 + 0.4 * noise(board + 9)
+
+
+def _bricks(p, q, n, w):
+    u, v = face(q, n)
+    row = v.floor()
+    u = u / 3.2 + row * 0.5
+    mortar = torch.maximum(pulse(v, 0.14, w), pulse(u, 0.045, w / 3.2))
+    return noise(torch.stack([u.floor(), row, 0 * row])), mortar, 1 + 0.5 * fbm(q * 2, 2 * w)
+
+
+def _paper(p, q, n, w):
+    u, v = face(q, n)
+    x, y = u % 1 - 0.5, v % 1 - 0.5
+    flower = 0.2 + 0.1 * torch.cos(4 * torch.atan2(y, x)) - torch.hypot(x, y)
+    return pulse(u, 0.5, w), 0.6 * edge(flower, w + 0.03), 1 + 0.08 * fbm(q * 6, 6 * w)
+
+
+def _paint(p, q, n, w):
+    return 0.5 + fbm(q, w), 0.4 * fbm(q * 3, 3 * w).clamp_min(0), 1 + 0.1 * fbm(q * 14, 14 * w, 2)
+
+
+def _rug(p, q, n, w):
+    """Lozenges inside a border; p[1] is the distance from the rug's edge."""
+    a, b = p[0] + p[2], p[0] - p[2]
+    field = edge(p[1] - 1, w)
+    lattice = torch.maximum(pulse(a + 0.06, 0.12, w), pulse(b + 0.06, 0.12, w))
+    hearts = pulse(a + 0.7, 0.4, w) * pulse(b + 0.7, 0.4, w)
+    bands = edge(0.1 - ((p[1] - 0.6).abs() - 0.4).abs(), w)
+    weave = 1 + 0.3 * fbm(q * 32, 32 * w, 2) + 0.3 * fbm(q * 2, 2 * w)
+    return torch.lerp(torch.ones_like(w), 0.8 * lattice, field), torch.maximum(bands, 0.8 * field * hearts), weave
+
+
+def _marble(p, q, n, w):
+    cloud = fbm(q * 1.5, 1.5 * w, 4)
+    vein = torch.sin(4 * (q[0] + 0.8 * q[1] + 0.5 * q[2]) + 9 * cloud)
+    thin = torch.sin(7 * (q[2] - 0.6 * q[0] + 0.3 * q[1]) + 12 * cloud)
+    return (0.2 + 0.8 * cloud + 0.5 * (1 - thin.abs()) ** 3).clamp(0, 1), (1 - vein.abs()) ** 5, 1 + 0.4 * cloud
+
+
+def _stripes(p, q, n, w):
+    return pulse(p[1] + 0.25, 0.5, w), pulse(p[1] + 0.02, 0.06, w), 1 + 0.1 * fbm(q * 12, 12 * w, 2)
+
+
+def _beach(p, q, n, w):
+    around = torch.atan2(p[0], p[2]) * 4 / (2 * math.pi)
+    wide = 4 * w / (2 * math.pi * torch.hypot(p[0], p[2]).clamp_min(0.01))
+    return pulse(around, 0.5, wide), edge(p[1].abs() - 0.93, w), 1 + 0.06 * fbm(q * 12, 12 * w, 2)
+
+
+def _checks(p, q, n, w):
+    odd = 1
+    for v in 0.98 * p:  # off the faces of the box, where floor() would be undecided
+        odd = odd * (1 - 2 * pulse(v, 0.5, w))
+    return 0.5 - 0.5 * odd, 0 * w, 1 + 0.15 * fbm(q * 6, 6 * w, 2)
+
+
+def _speckle(p, q, n, w):
+    cell = q.floor()
+    a, b = noise(cell), noise(cell + 9)
+    dot = edge(0.15 + 0.3 * b - (q - cell - 0.5 - 0.2 * (a - 0.5)).norm(dim=0), w + 0.02)
+    return dot, dot * (b > 0.6), 1 + 0.1 * fbm(q * 3, 3 * w, 2)
+
+
+def _crate(p, q, n, w):
+    u, v = face(p, n)
+    border = torch.maximum(u.abs(), v.abs()) - 0.78
+    grain = fbm(torch.stack([1.5 * u, 16 * v, q[0].floor() + n[0]]), 16 * w)
+    gap = torch.maximum(pulse(2.5 * v + 0.03, 0.06, 2.5 * w) * (border < 0), edge(0.03 - border.abs(), w))
+    return 0.4 + 0.4 * edge(border, w) + grain, 0.8 * gap, 1 + 0.2 * grain
+
+
+def _books(p, q, n, w):
+    """Shelves one unit apart."""
+    u, v = face(p, n)
+    row = v.floor()
+    u = 6 * u + 0.6 * noise(torch.stack([6 * u, row, 0 * u]))
+    book = torch.stack([u.floor(), row, 0 * u])
+    gap = torch.maximum(pulse(u, 0.1, 6 * w), edge(v - row - 0.6 - 0.3 * noise(book + 3), w))
+    board = edge(0.05 - (v - v.round()).abs(), w)
+    shade = (1 - 0.85 * gap) * (0.6 + 0.5 * noise(book + 5))
+    return smooth(3 * noise(book) - 1), 0.8 * (noise(book + 7) > 0.6), torch.lerp(shade, 0 * w + 0.5, board)
+
+
+PATTERNS = {
+    "planks": _planks, "bricks": _bricks, "paper": _paper, "paint": _paint, "rug": _rug, "marble": _marble,
+    "stripes": _stripes, "beach": _beach, "checks": _checks, "speckle": _speckle, "crate": _crate, "books": _books,
+}  # fmt: skip

@@ -51,7 +51,7 @@ def camera_paths(args):
     files = sorted(where.glob("*.txt") if where.is_dir() else map(Path, glob.glob(str(where))))
     if not files:
         raise InputError(f"--trajs {where}: no camera path there; expected a folder of .txt, a file or a quoted glob")
-    return [(str(file), trajectory.read_keyframes(file)) for file in files]
+    return [(f"{file.parent.name}/{file.name}", trajectory.read_keyframes(file)) for file in files]
 
 
 def say_what_is_unused(args, seq):

@@ -84,9 +84,9 @@ def make_accelerator(args):
 
     kwargs = []
     if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on first use
         kwargs = [InitProcessGroupKwargs(backend="gloo")]
     accelerator = Accelerator(kwargs_handlers=kwargs, gradient_accumulation_steps=args.gradient_accumulation_steps)

@@ -5,6 +5,8 @@ unknown), motion [B, 4, 4] from source to target camera, K [B, 3, 3] in pixels. 
 lie at integer coordinates. The arithmetic is the published one, on which the published weights were trained.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -46,22 +48,24 @@ def splat(values, u, v, weight):
     are dropped. Returns the mean, [B, C, H, W], 0 in holes, and the mask.
     """
     batch, channels, height, width = values.shape
-    total = values.new_zeros(channels + 1, values[:, 0].numel())
-    first = torch.arange(batch, device=u.device)[:, None, None] * (height * width)
-    u, v = (torch.where(weight > 0, at, -9).clamp(-9, size + 9) for at, size in ((u, width), (v, height)))
-    columns = [(x, 1 - (u - x).abs()) for x in (u.floor(), u.ceil())]
-    rows = [(y, (1 - (v - y).abs()) * weight) for y in (v.floor(), v.ceil())]
-    for y, wy in rows:
+    payload = torch.cat([values.transpose(0, 1), torch.ones_like(u)[None]]).flatten(1)  # [C + 1, B H W]
+    canvas = payload.new_zeros(channels + 1, batch, height + 2, width + 2)  # with a border for what falls outside
+    total, first = canvas.flatten(1), torch.arange(batch, device=u.device)[:, None, None] * canvas[0, 0].numel()
+    columns = corners(u, width)
+    for y, wy in corners(v, height):
+        row, wy = y * (width + 2) + first, wy * weight
         for x, wx in columns:
-            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-            w = (wx * wy * inside).flatten()
-            index = (first + y.clamp(0, height - 1).long() * width + x.clamp(0, width - 1).long()).flatten()
-            total[channels].scatter_add_(0, index, w)
-            for channel in range(channels):
-                total[channel].scatter_add_(0, index, values[:, channel].flatten() * w)
-    mask = total[channels] > 0
-    mean = torch.where(mask, total[:channels] / total[channels], 0)
-    return mean.view(channels, batch, height, width).transpose(0, 1), mask.view(batch, height, width)
+            index = (row + x).view(1, -1).expand(channels + 1, -1)
+            total.scatter_add_(1, index, payload * (wx * wy).flatten())
+    total = canvas[:, :, 1:-1, 1:-1]
+    mean = total[:channels] / total[channels].clamp_min(torch.finfo(total.dtype).tiny)
+    return mean.transpose(0, 1), total[channels] > 0
+
+
+def corners(at, size):
+    """The two pixels beside a coordinate, (index on a canvas with a border of one, bilinear weight), each [B, H, W]."""
+    at = at.nan_to_num(-1, size, -1).clamp_(-1, size) + 1
+    return [(x.long(), (x - at).abs_().neg_().add_(1)) for x in (at.floor(), at.ceil())]
 
 
 def forward_warp(frames, depth, motion, k):
@@ -85,5 +89,8 @@ def double_warp(frames, depth, motion, k):
 
 def dilate_holes(frames, mask):
     """Grow the holes by a 5 x 5 box: those pixels become holes too."""
-    mask = F.max_pool2d((~mask)[:, None].float(), 5, 1, 2)[:, 0] == 0
+    known = F.pad(mask, (2, 2, 2, 2), value=True)
+    height, width = mask.shape[1:]
+    rows = functools.reduce(torch.logical_and, (known[:, i : i + height] for i in range(5)))
+    mask = functools.reduce(torch.logical_and, (rows[:, :, i : i + width] for i in range(5)))
     return frames.masked_fill(~mask[:, None], -1), mask

@@ -1,11 +1,15 @@
 import hashlib
+import json
 from fractions import Fraction
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, call
 
-from utils import sequence, trajectory, video
+from utils import sequence, trajectory, video, warp
+from utils.cli import InputError
 
 
 def files(folder):
@@ -93,3 +97,98 @@ def test_the_gpu_writes_the_same_pixels(room):
     cpu = video.read_video(room / "eval_render1.mp4").astype(int)
     assert call("data_gen", "--data_path", room, "--device", "cuda:0", *args) == 0
     assert (np.abs(video.read_video(room / "eval_render1.mp4") - cpu) <= 2).mean() > 0.999
+
+
+# ---- steering: presets, camera files, anchors ------------------------------------------------------------------------
+
+
+def test_each_preset_is_its_own_render_and_a_runs_cameras_give_the_same_pixels(room):
+    presets = "orbit_left:20,arc_up,dolly_in:0.3,zoom_out:0.2,spiral,bullet_time"
+    assert run(room, "--mode", "eval", "--trajs", presets, "--intrinsics_file", sequence.INTRINSICS) == 0
+    assert len(list(room.glob("eval_render*.mp4"))) == 6
+    first = files(room)
+    (room / "kept").mkdir()
+    for i in range(1, 7):
+        (room / f"eval_cameras{i}.npz").rename(room / "kept" / f"{i}.npz")
+    assert run(room, "--mode", "eval", "--cameras", room / "kept" / "*.npz", "--intrinsics_file",
+               sequence.INTRINSICS) == 0  # fmt: skip
+    again = files(room)
+    assert all(again[name] == first[name] for name in first if not name.endswith("npz"))
+    frozen = video.read_video(room / "eval_render6.mp4").astype(int)
+    nearest = [np.abs(frozen[0] - frame).mean() for frame in video.read_video(room / "gt_rgb.mp4")]
+    assert np.argmin(nearest) == 8 and np.abs(frozen[-1] - frozen[0]).mean() > 2 * nearest[8]  # the middle frame
+
+
+def test_camera_files_of_every_kind(room):
+    k = sequence.open_sequence(room).intrinsics
+    c2w = np.eye(4)
+    c2w[0, 3] = 0.1
+    np.save(room / "one.npy", c2w)
+    np.savez(room / "many.npz", c2w=np.tile(c2w, (17, 1, 1)), intrinsics=k[0])
+    (room / "list.json").write_text(json.dumps({"c2w": c2w.tolist(), "intrinsics": k.tolist()}))
+    for name in ("one.npy", "many.npz", "list.json"):
+        cameras = trajectory.read_cameras(room / name, k)
+        np.testing.assert_array_equal(cameras.c2w, np.tile(c2w, (17, 1, 1)))
+        np.testing.assert_array_equal(cameras.intrinsics, k)
+
+
+@pytest.mark.parametrize("data, message", [
+    ({"c2w": np.eye(3)}, r"c2w has shape \(3, 3\)"), ({"c2w": np.zeros((5, 4, 4))}, "the video has 17 frames"),
+    ({"c2w": np.zeros((4, 4))}, "a rotation and a translation"), ({"k": np.eye(4)}, "expected an npy, npz or json"),
+    ({"c2w": np.eye(4), "frames": np.arange(17)[::-1]}, "frames must be 0 to 16"),
+])  # fmt: skip
+def test_what_is_no_camera_file_is_refused(room, data, message):
+    np.savez(room / "bad.npz", **data)
+    with pytest.raises(InputError, match=message):
+        trajectory.read_cameras(room / "bad.npz", sequence.open_sequence(room).intrinsics)
+
+
+def test_anchored_at_the_first_frame_the_target_camera_stands_still_in_the_world(room):
+    cameras = ("--intrinsics_file", sequence.INTRINSICS, "--extrinsics_file", sequence.C2WS)
+    assert run(room, "--mode", "eval", "--anchor", "first", "--trajs", "dolly_in:0", *cameras) == 0
+    c2w = sequence.open_sequence(room, extrinsics_file=sequence.C2WS).c2w
+    with np.load(room / "eval_cameras1.npz") as written:
+        np.testing.assert_allclose(c2w @ written["c2w"], np.tile(c2w[0], (17, 1, 1)), atol=1e-9)
+
+
+def test_a_preview_writes_one_picture_and_nothing_else(room):
+    before = files(room)
+    assert run(room, "--mode", "eval", "--preview") == 0
+    assert set(files(room)) - set(before) == {"preview.png"}
+    assert cv2.imread(str(room / "preview.png")).shape[1] > 1000
+
+
+def test_many_holes_are_warned_of(room, capsys):
+    assert run(room, "--mode", "eval", "--trajs", "orbit_left:60") == 0
+    assert "the holes of render 1 pass 60%" in capsys.readouterr().out
+
+
+def test_cut_edges_makes_jumps_unknown_and_nothing_else(room):
+    depth = torch.full((1, 8, 8), 2.0)
+    depth[:, :, 4:] = 3
+    cut = warp.cut_edges(depth, 0.1)
+    assert (cut[:, :, 3:5] == 0).all() and torch.equal(cut[:, :, :3], depth[:, :, :3])
+    assert torch.equal(warp.cut_edges(depth, 0.6), depth)
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--trajs", "orbit_left:x"], "expected a number degrees"), (["--trajs", "orbit_up"], "or a preset with its"),
+    (["--trajs", "zoom_out:1.5"], "below 1"), (["--cameras", "no.npz"], "no such file"),
+    (["--anchor", "first"], "needs the source cameras"), (["--edge_threshold", "0"], "above 0"),
+])  # fmt: skip
+def test_wrong_steering_is_one_line_and_exit_2(room, capsys, args, message):
+    before = files(room)
+    assert run(room, "--mode", "eval", *args) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and files(room) == before
+
+
+def test_fuse_static_fills_holes_and_changes_no_known_pixel(room):
+    cameras = ("--intrinsics_file", sequence.INTRINSICS, "--extrinsics_file", sequence.C2WS, "--crf", 0)
+    args = ("--mode", "eval", "--trajs", "orbit_left:15", *cameras)
+    assert run(room, *args) == 0
+    before, known = video.read_video(room / "eval_render1.mp4"), video.read_mask(room / "eval_mask1.mp4")
+    assert run(room, *args, "--fuse_static") == 0
+    after, mask = video.read_video(room / "eval_render1.mp4"), video.read_mask(room / "eval_mask1.mp4")
+    assert mask[known].all() and mask.sum() > known.sum()
+    assert np.abs(after.astype(int) - before)[known].max() <= 2

@@ -71,3 +71,30 @@ def test_what_is_no_path_is_refused_in_one_line(tmp_path, text):
     with pytest.raises(InputError, match=r"bad.txt.*expected three lines") as error:
         trajectory.read_keyframes(tmp_path / "bad.txt")
     assert "\n" not in str(error.value)
+
+
+def test_angles_undo_the_motion():
+    keys = {"phi": [0, 30, -10, 20], "theta": [-15, 10], "r": [0.2, -0.3]}
+    c2w = np.linalg.inv(trajectory.relative_motion(keys, 9, 3.0))
+    for got, axis in zip(trajectory.angles(c2w, 3.0), trajectory.AXES, strict=True):
+        np.testing.assert_allclose(got, trajectory.interpolate(keys[axis], 9), atol=1e-9)
+
+
+@pytest.mark.parametrize("preset, axis, sign", [
+    ("orbit_left", 0, -1), ("orbit_right", 0, 1), ("arc_up", 1, -1), ("arc_down", 1, 1), ("dolly_in", 2, 1),
+    ("dolly_out", 2, -1),
+])  # fmt: skip
+def test_presets_go_where_they_say(preset, axis, sign):
+    """The camera's last position in the source camera: x right, y down, z forward."""
+    cameras = trajectory.keyframe_cameras(trajectory.preset_keyframes(preset), np.tile(np.eye(3), (5, 1, 1)), 2.0)
+    position = cameras.c2w[-1, :3, 3]
+    assert np.argmax(np.abs(position)) == axis and np.sign(position[axis]) == sign
+    assert cameras.frames.tolist() == [0, 1, 2, 3, 4] and np.array_equal(cameras.c2w[0], np.eye(4))
+
+
+def test_a_zoom_changes_the_focal_length_alone_and_bullet_time_freezes_the_middle_frame():
+    k = np.tile(np.array([[100.0, 0, 50], [0, 90, 40], [0, 0, 1]]), (5, 1, 1))
+    zoom = trajectory.keyframe_cameras(trajectory.preset_keyframes("zoom_out:0.5"), k, 2.0)
+    np.testing.assert_allclose(zoom.intrinsics[-1], [[50, 0, 50], [0, 45, 40], [0, 0, 1]])
+    assert np.array_equal(zoom.c2w, np.tile(np.eye(4), (5, 1, 1)))
+    assert trajectory.keyframe_cameras(trajectory.preset_keyframes("bullet_time"), k, 2.0).frames.tolist() == [2] * 5

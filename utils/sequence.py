@@ -76,6 +76,13 @@ def load_array(path, shapes):
     return array
 
 
+def half_if_exact(depth):
+    """Depth as float16 if that keeps every value to 1e-3, else as it is."""
+    with np.errstate(over="ignore"):
+        half = depth.astype(np.float16)
+    return half if (np.abs(half - depth) <= 1e-3 * depth).all() else depth
+
+
 def save_array(path, array):
     """Write an .npy beside its name and move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

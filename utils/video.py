@@ -73,6 +73,20 @@ def read_video(path, limit=None):
     return np.stack(list(itertools.islice(iter_frames(path), limit)))
 
 
+def read_frames(path, indices):
+    """The frames of a video at `indices`, in that order, uint8 [len(indices), H, W, 3] RGB."""
+    wanted = {int(index): None for index in indices}
+    for i, frame in enumerate(itertools.islice(iter_frames(path), max(wanted) + 1)):
+        if i in wanted:
+            wanted[i] = frame
+    return np.stack([wanted[int(index)] for index in indices])
+
+
+def to_signed(frames):
+    """A uint8 tensor [F, H, W, 3] as the warp takes it: float32 [F, 3, H, W] in [-1, 1]."""
+    return frames.permute(0, 3, 1, 2).float() / 255 * 2 - 1
+
+
 def read_mask(path):
     """A mask video as bool [F, H, W]: thresholded at half."""
     return read_video(path)[..., 0] > 127

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 MAX_DEPTH = 1000.0  # of the z-buffer's depth weight
+BAND = 2**16  # pixels that a CPU splats at once: what they need stays in its cache
 SHARPNESS = 50.0  # of the z-buffer: near surfaces weigh up to exp(50) times as much as far ones
 
 
@@ -19,16 +20,18 @@ def pixel_grid(height, width, device):
     return torch.arange(width, device=device)[None].float(), torch.arange(height, device=device)[:, None].float()
 
 
-def reproject(depth, motion, k):
+def reproject(depth, motion, k, k_target=None):
     """Where each source pixel lands in the target view: (u', v', z'), each float32 [B, H, W].
 
-    p = K (R depth K^-1 (u, v, 1) + t) is taken as depth (H (u, v, 1) + K t / depth) with H = I + K (R - I) K^-1 made in
-    float64, so that a camera that does not move returns u and v exactly. z' is 0 where the depth is unknown.
+    With T = k_target (K by default), p = T (R depth K^-1 (u, v, 1) + t) is taken as depth (H (u, v, 1) + T t / depth),
+    H = I + (T R - K) K^-1 made in float64, so that a camera that does not move returns u and v exactly. z' is 0 where
+    the depth is unknown.
     """
     motion, k = motion.double(), k.double()
+    target = k if k_target is None else k_target.double()
     eye = torch.eye(3, dtype=torch.float64, device=k.device)
-    h = (eye + k @ (motion[:, :3, :3] - eye) @ torch.linalg.inv(k)).float()[..., None, None]  # [B, 3, 3, 1, 1]
-    kt = (k @ motion[:, :3, 3:]).float()[..., None]  # [B, 3, 1, 1]
+    h = (eye + (target @ motion[:, :3, :3] - k) @ torch.linalg.inv(k)).float()[..., None, None]  # [B, 3, 3, 1, 1]
+    kt = (target @ motion[:, :3, 3:]).float()[..., None]  # [B, 3, 1, 1]
     u, v = pixel_grid(*depth.shape[1:], depth.device)
     inverse = torch.where(depth > 0, 1 / depth, 0)
     x, y, z = (h[:, i, 0] * u + h[:, i, 1] * v + h[:, i, 2] + kt[:, i] * inverse for i in range(3))
@@ -48,18 +51,24 @@ def splat(values, u, v, weight):
     are dropped. Returns the mean, [B, C, H, W], 0 in holes, and the mask.
     """
     batch, channels, height, width = values.shape
-    payload = torch.cat([values.transpose(0, 1), torch.ones_like(u)[None]]).flatten(1)  # [C + 1, B H W]
-    canvas = payload.new_zeros(channels + 1, batch, height + 2, width + 2)  # with a border for what falls outside
+    canvas = values.new_zeros(channels + 1, batch, height + 2, width + 2)  # with a border for what falls outside
     total, first = canvas.flatten(1), torch.arange(batch, device=u.device)[:, None, None] * canvas[0, 0].numel()
-    columns = corners(u, width)
-    for y, wy in corners(v, height):
-        row, wy = y * (width + 2) + first, wy * weight
-        for x, wx in columns:
-            index = (row + x).view(1, -1).expand(channels + 1, -1)
-            total.scatter_add_(1, index, payload * (wx * wy).flatten())
+    rows_at_once = max(1, BAND // (batch * width)) if u.device.type == "cpu" else height
+    for band in zip(*(x.split(rows_at_once, -2) for x in (values, u, v, weight)), strict=True):
+        splat_band(total, first, height, *band)
     total = canvas[:, :, 1:-1, 1:-1]
     mean = total[:channels] / total[channels].clamp_min(torch.finfo(total.dtype).tiny)
     return mean.transpose(0, 1), total[channels] > 0
+
+
+def splat_band(total, first, height, values, u, v, weight):
+    """Add the weighted values of some rows, and their weights, to `total`, [C + 1, pixels of the canvas]."""
+    payload = torch.cat([values.transpose(0, 1), torch.ones_like(u)[None]]).flatten(1)  # [C + 1, pixels of the band]
+    columns = corners(u, u.shape[-1])
+    for y, wy in corners(v, height):
+        row, wy = y * (u.shape[-1] + 2) + first, wy * weight
+        for x, wx in columns:
+            total.scatter_add_(1, (row + x).view(1, -1).expand(len(total), -1), payload * (wx * wy).flatten())
 
 
 def corners(at, size):
@@ -68,16 +77,16 @@ def corners(at, size):
     return [(x.long(), (x - at).abs_().neg_().add_(1)) for x in (at.floor(), at.ceil())]
 
 
-def forward_warp(frames, depth, motion, k):
+def forward_warp(frames, depth, motion, k, k_target=None):
     """The frames seen from the moved camera, and where they are known; holes are -1 (black)."""
-    u, v, z = reproject(depth, motion, k)
+    u, v, z = reproject(depth, motion, k, k_target)
     warped, mask = splat(frames, u, v, depth_weight(z) * (z > 0))  # points behind the camera are culled
     return warped.masked_fill(~mask[:, None], -1), mask
 
 
-def double_warp(frames, depth, motion, k):
+def double_warp(frames, depth, motion, k, k_target=None):
     """Warp to the moved camera and back: the source view showing only what the moved camera saw too; holes are -1."""
-    u, v, z = reproject(depth, motion, k)
+    u, v, z = reproject(depth, motion, k, k_target)
     grid_u, grid_v = pixel_grid(*depth.shape[1:], depth.device)
     payload = torch.cat([frames, torch.stack([u - grid_u, v - grid_v], 1)], 1)
     seen, seen_mask = splat(payload, u, v, depth_weight(z) * (z > 0))
@@ -94,3 +103,13 @@ def dilate_holes(frames, mask):
     rows = functools.reduce(torch.logical_and, (known[:, i : i + height] for i in range(5)))
     mask = functools.reduce(torch.logical_and, (rows[:, :, i : i + width] for i in range(5)))
     return frames.masked_fill(~mask[:, None], -1), mask
+
+
+def cut_edges(depth, threshold):
+    """Depth [B, H, W] made unknown (0) where the farthest depth around a pixel is over 1 + threshold times the nearest.
+
+    Such pixels, between a silhouette and what lies behind it, belong to neither and would print as speckle.
+    """
+    padded = F.pad(depth[:, None], (1, 1, 1, 1), mode="replicate")
+    farthest, nearest = F.max_pool2d(padded, 3, 1)[:, 0], -F.max_pool2d(-padded, 3, 1)[:, 0]
+    return depth.masked_fill(farthest > (1 + threshold) * nearest, 0)

@@ -1,0 +1,146 @@
+"""Measure this program on this machine and print the tables of toolbox/benchmarks.md.
+
+    python toolbox/benchmark.py data_gen
+
+data_gen: the warp alone, beside a straightforward implementation, and whole commands, at 49 x 480 x 854.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data_gen
+from utils import cli, sequence, trajectory, video
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def simple_splat(values, u, v, weight):
+    """The splat as its description reads: values [H, W, C], u, v, weight [H, W], by index_put_."""
+    height, width, channels = values.shape
+    total, weights = values.new_zeros(height, width, channels), values.new_zeros(height, width)
+    for x, wx in ((u.floor(), 1 - (u - u.floor())), (u.ceil(), 1 - (u.ceil() - u))):
+        for y, wy in ((v.floor(), 1 - (v - v.floor())), (v.ceil(), 1 - (v.ceil() - v))):
+            there = (x >= 0) & (x < width) & (y >= 0) & (y < height) & (weight > 0)
+            at, w = (y[there].long(), x[there].long()), (wx * wy * weight)[there]
+            total.index_put_(at, values[there] * w[:, None], accumulate=True)
+            weights.index_put_(at, w, accumulate=True)
+    mask = weights > 0
+    return torch.where(mask[..., None], total / weights[..., None], 0), mask
+
+
+def simple_warp(mode, pixels, depth, motion, k):
+    """The published warp of one frame, step by step: uint8 [H, W, 3] to (uint8 [H, W, 3], bool [H, W])."""
+    height, width = depth.shape
+    motion, k = motion.float(), k.float()
+    v, u = torch.meshgrid(*(torch.arange(n, device=depth.device).float() for n in (height, width)), indexing="ij")
+    points = depth[..., None] * (torch.stack([u, v, torch.ones_like(u)], -1) @ torch.linalg.inv(k).T)
+    p = (points @ motion[:3, :3].T + motion[:3, 3]) @ k.T
+    to_u, to_v, z = p[..., 0] / p[..., 2], p[..., 1] / p[..., 2], p[..., 2]
+
+    def soft_z(z):
+        log_z = torch.log(1 + z.clamp(0, 1000))
+        return 1 / torch.exp(50 * log_z / log_z.max())
+
+    frame = torch.from_numpy(pixels).to(depth.device).float() / 255 * 2 - 1
+    out, mask = simple_splat(frame, to_u, to_v, soft_z(z) * (z > 0))
+    if mode == "train":
+        flow, _ = simple_splat(torch.stack([to_u - u, to_v - v], -1), to_u, to_v, soft_z(z) * (z > 0))
+        out, mask = simple_splat(out, u - flow[..., 0], v - flow[..., 1], soft_z(depth) * mask)
+    else:
+        mask = torch.nn.functional.max_pool2d((~mask)[None, None].float(), 5, 1, 2)[0, 0] == 0
+    out = torch.where(mask[..., None], out, -1)
+    return ((out + 1) / 2 * 255).floor().byte().cpu().numpy(), mask.cpu().numpy()
+
+
+def make_clip(folder, frames):
+    """The shipped sequence at 480 x 854 and `frames` frames, as a sequence folder."""
+    room = sequence.open_sequence(ROOT / "demo_data" / "room")
+    info = video.VideoInfo(frames, 480, 854, room.info.fps)
+    clip = video.fit_length(video.resize(video.read_video(room.rgb_path), 480, 854), frames)
+    video.write_video(folder / "gt_rgb.mp4", clip, info)
+    sequence.save_array(folder / sequence.DEPTH, video.fit_length(room.depth_map, frames))
+    return sequence.open_sequence(folder)
+
+
+def time_warp(seq, mode, device, repeats=3):
+    """Best seconds of all frames of a path, ours as data_gen.py runs it and simple, and the share within 2/255."""
+    cameras = trajectory.keyframe_cameras(trajectory.random_keyframes(42, 1)[0], seq.intrinsics, seq.pivot_depth)
+    motion, k = (torch.from_numpy(a).to(device) for a in (np.linalg.inv(cameras.c2w), seq.intrinsics.copy()))
+    size = data_gen.batch_size(device)
+    chunks = [(pixels, seq.depth(at.start, at.stop).to(device), motion[at], k[at])
+              for at, pixels, _ in data_gen.source_chunks(seq, cameras.frames, size)]
+    singles = [[part[i] for part in chunk] for chunk in chunks for i in range(len(chunk[0]))]
+
+    def ours():
+        return list(data_gen.in_threads(lambda chunk: data_gen.warp_chunk(mode, *chunk), iter(chunks), device))
+
+    def simple(count):
+        return [simple_warp(mode, *single) for single in singles[:count]]
+
+    def best(function):
+        times = []
+        for _ in range(repeats):
+            begin = time.perf_counter()
+            result = function()
+            times.append(time.perf_counter() - begin)
+        return min(times), result
+
+    few = len(singles) if device.type == "cuda" else 6
+    ours_time, result = best(ours)
+    simple_time, expected = best(lambda: simple(few))
+    close = np.abs(np.concatenate([r[0] for r in result])[:few].astype(int) - np.stack([e[0] for e in expected])) <= 2
+    return ours_time, simple_time / few * len(singles), close.all(-1).mean()
+
+
+def run_command(folder, renders, device):
+    """Wall seconds and peak memory in GiB (of the process, without ffmpeg) of a whole train command."""
+    command = [sys.executable, str(ROOT / "data_gen.py"), "--data_path", str(folder), "--mode", "train", "--device",
+               str(device), "--num_train_render", str(renders)]
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise cli.InputError(f"{' '.join(command)} failed; run it to see why")
+    return time.perf_counter() - begin, usage.ru_maxrss / 2**20
+
+
+def bench_data_gen(device):
+    with tempfile.TemporaryDirectory() as folder:
+        seq = make_clip(Path(folder), 49)
+        print("| warp of 49 x 480 x 854 | simple, s | ours, s | ours, s a frame | frames/s | ratio | within 2/255 |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for mode in ("eval", "train"):
+            ours, simple, close = time_warp(seq, mode, device)
+            print(f"| {mode} | {simple:.3f} | {ours:.3f} | {ours / 49:.4f} | {49 / ours:.1f} | {simple / ours:.1f} | "
+                  f"{close:.4%} |")
+    print("\n| whole command, train | s | frames/s | peak GiB |\n| --- | --- | --- | --- |")
+    for frames, renders in ((49, 1), (49, 8), (196, 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            make_clip(Path(folder), frames)
+            seconds, memory = run_command(folder, renders, device)
+        rate = frames * renders / seconds
+        print(f"| {frames} frames, {renders} renders | {seconds:.1f} | {rate:.1f} | {memory:.2f} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("what", choices=("data_gen",))
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
+    args = parser.parse_args()
+    device = cli.pick_device(args.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    print(f"{name}, torch {torch.__version__}\n")
+    bench_data_gen(device)
+
+
+if __name__ == "__main__":
+    cli.run(main)

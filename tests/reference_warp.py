@@ -33,6 +33,15 @@ def move(depth, k, phi_deg, theta_deg, r, radius):
     return p[0] / p[2], p[1] / p[2], p[2]
 
 
+def project(depth, k, motion):
+    """u', v', z' of every pixel for any rigid motion [4, 4] from source to target camera."""
+    v, u = np.mgrid[: depth.shape[0], : depth.shape[1]].astype(np.float64)
+    x = depth * np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)])
+    p = np.einsum("ij,jhw->ihw", k @ motion[:3, :3], x) + (k @ motion[:3, 3])[:, None, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return p[0] / p[2], p[1] / p[2], p[2]
+
+
 def splat(values, u, v, z_weight):
     """values [H, W, C] spread by weight: weighted mean and mask."""
     height, width, channels = values.shape
@@ -60,7 +69,10 @@ def to_bytes(x):
 
 def eval_render(frame, depth, k, path, radius):
     """uint8 frame [H, W, 3] -> (render uint8, mask) with cleaned holes; path is (phi, theta, r)."""
-    u, v, z = move(depth, k, *path, radius)
+    return forward_render(frame, *move(depth, k, *path, radius))
+
+
+def forward_render(frame, u, v, z):
     out, mask = splat(frame / 255 * 2 - 1, u, v, soft_z(z) * (z > 0))
     mask = ~binary_dilation(~mask, np.ones((5, 5)))
     return to_bytes(np.where(mask[..., None], out, -1)), mask

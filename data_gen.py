@@ -143,7 +143,7 @@ def warp_chunk(mode, pixels, depth, motion, k, k_target=None, fill=None):
         x, mask = warp.dilate_holes(*warp.forward_warp(x, depth, motion, k, k_target))
         if fill:
             x, mask = fill(x, mask)
-    x = ((x + 1) / 2 * 255).floor().clamp(0, 255).byte().permute(0, 2, 3, 1)  # [n, H, W, 3], rounded as published
+    x = (x + 1).mul_(127.5).floor_().clamp_(0, 255).byte().permute(0, 2, 3, 1)  # [n, H, W, 3], rounded as published
     return x.cpu().numpy(), mask.cpu().numpy()
 
 
@@ -242,6 +242,13 @@ def report(args, seq, number, name, holes):
               "hold on to there: move the camera less")
 
 
+def say_what_is_stale(args, seq, count):
+    """Name renders of an earlier run with more paths: finetuning would take them too."""
+    stale = [p.name for i in range(count + 1, 1000) if (p := seq.path / f"{args.mode}_render{i}.mp4").exists()]
+    if stale:
+        print(f"warning: {', '.join(stale)} stay from an earlier run and would be used too; delete them if not wanted")
+
+
 def main():
     args = parse_args()
     check(args)
@@ -260,6 +267,7 @@ def main():
                  for number, (_, cameras) in enumerate(paths, 1)]
     for number, ((name, _), share) in enumerate(zip(paths, holes, strict=True), 1):
         report(args, seq, number, name, share)
+    say_what_is_stale(args, seq, len(paths))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import torch
 
 from utils import cli, pipeline, video
@@ -40,9 +41,11 @@ def parse_args():
 
 def find_renders(args):
     """(render, output) paths still to do, in order of name."""
-    renders = sorted(map(Path, glob.glob(f"{glob.escape(args.data_path)}/{args.mp4_name}")))
+    exact = args.data_path / args.mp4_name
+    pattern = f"{glob.escape(args.data_path)}/{args.mp4_name}"
+    renders = [exact] if exact.is_file() else sorted(map(Path, glob.glob(pattern)))
     if not renders:
-        raise InputError(f"{args.data_path / args.mp4_name}: no such render; make them with data_gen.py --mode eval")
+        raise InputError(f"{exact}: no such render; make them with data_gen.py --mode eval")
     output_dir = args.output_dir or args.data_path / "outputs"
     todo = []
     for render in renders:
@@ -74,7 +77,8 @@ def inpaint_video(args, pipe, embedding, render, output):
     out = pipe.inpaint(clip, embedding, args.num_inference_steps, torch.Generator().manual_seed(args.seed))
     pixels = (out[:real] * 255).round().byte().permute(0, 2, 3, 1).numpy()  # [F, H, W, 3]
     info = dataclasses.replace(info, fps=Fraction(args.fps).limit_denominator(1001) if args.fps else info.fps)
-    video.write_video(output, video.resize(pixels, info.height, info.width), info, args.crf)
+    method = cv2.INTER_AREA if pixels[0].size > 3 * info.height * info.width else cv2.INTER_CUBIC
+    video.write_video(output, video.resize(pixels, info.height, info.width, method), info, args.crf)
     print(f"{output}: {real} frames in {time.time() - start:.1f} s{cli.peak_memory(pipe.device)}")
 
 
@@ -83,8 +87,10 @@ def check_numbers(args):
         raise InputError(f"--num_inference_steps {args.num_inference_steps}: expected 1 to 1000")
     if not 0 <= args.crf <= 51:
         raise InputError(f"--crf {args.crf}: expected 0 (best) to 51")
-    if args.fps is not None and not 0 < args.fps <= 1000:
-        raise InputError(f"--fps {args.fps}: expected frames a second above 0")
+    if args.fps is not None and not 0.1 <= args.fps <= 1000:
+        raise InputError(f"--fps {args.fps}: expected 0.1 to 1000 frames a second")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed {args.seed}: expected 0 to 2^63 - 1")
 
 
 def main():
@@ -95,6 +101,8 @@ def main():
     if not todo:
         return
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
+    pipeline.check_base(args.model_path)
+    todo[0][1].parent.mkdir(parents=True, exist_ok=True)  # what cannot be written should not wait for the pictures
     dtype = pipeline.pick_dtype(args.dtype, device)
     start = time.time()
     pipe = pipeline.load_pipeline(args.model_path, weights, dtype, device)

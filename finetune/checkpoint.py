@@ -8,8 +8,8 @@ from utils.cli import InputError
 
 
 def list_checkpoints(output_dir):
-    """{step: folder} of the checkpoint-N folders of a run, in order."""
-    folders = Path(output_dir).glob("checkpoint-*")
+    """{step: folder} of the whole checkpoint-N folders of a run, in order."""
+    folders = [folder.parent for folder in Path(output_dir).glob("checkpoint-*/latest")]
     return dict(sorted((int(m[1]), p) for p in folders if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))))
 
 
@@ -28,6 +28,9 @@ def find_resume(output_dir, resume):
     match = re.fullmatch(r"checkpoint-(\d+)", Path(resume).name)
     if not match or not (Path(resume) / "latest").is_file():
         raise InputError(f"--resume_from_checkpoint {resume}: no DeepSpeed checkpoint-N at {Path(resume).resolve()}")
+    if there and max(there) > int(match[1]):
+        raise InputError(f"{output_dir} already holds {there[max(there)].name}, later than {Path(resume).name}: move "
+                         "it away, or choose another output_dir")
     return int(match[1]), Path(resume)
 
 

@@ -40,6 +40,7 @@ set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_di
     --gradient_accumulation_steps "$gradient_accumulation_steps" --gradient_checkpointing "$gradient_checkpointing" \
     --seed "$seed" "$@"
 
+[ -f "$accelerate_config" ] || { echo "error: accelerate_config $accelerate_config: no such file" >&2; exit 2; }
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # what torchrun would set, with a warning
 python=$(command -v python || command -v python3)
 "$python" train.py --prepare_only True "$@"  # checks all settings and embeds the empty prompt before any process starts

@@ -58,6 +58,13 @@ def check(args):
                  "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
+    for name, good in (
+        ("learning_rate", 0 < args.learning_rate < 1), ("beta1", 0 <= args.beta1 < 1), ("beta2", 0 <= args.beta2 < 1),
+        ("epsilon", 0 < args.epsilon < 1), ("weight_decay", 0 <= args.weight_decay < 1),
+        ("max_grad_norm", 0 < args.max_grad_norm < math.inf), ("lr_warmup_steps", args.lr_warmup_steps >= 0),
+    ):  # fmt: skip
+        if not good:
+            raise InputError(f"--{name} {getattr(args, name)}: out of range; finetune_cognvs.sh holds the usual value")
     for name in ("model_path", "transformer_id", "base_dir_input"):
         path = getattr(args, name)
         if not path.is_dir():
@@ -65,6 +72,8 @@ def check(args):
     pipeline.check_base(args.model_path)
     pipeline.find_weights(args.transformer_id)
     dataset.find_pairs(args.base_dir_input)
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new name")
     step, _ = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     if step >= args.train_epochs:
         raise InputError(f"--train_epochs {args.train_epochs}: the checkpoint to go on from has {step} steps already")
@@ -116,7 +125,7 @@ def open_log(path, step):
     rows = []
     if step and path.is_file():
         with open(path, newline="") as file:
-            rows = [row for row in csv.reader(file)][1 : step + 1]
+            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
     file = open(path, "w", newline="", buffering=1)
     writer = csv.writer(file)
     writer.writerows([LOG_COLUMNS, *rows])
@@ -165,6 +174,8 @@ def train(args):
     start, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     pipe = pipeline.load_pipeline(args.model_path, pipeline.find_weights(args.transformer_id), torch.bfloat16, device)
     pipe.set_progress_bar_config(disable=True)
+    if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < 60 * 2**30:
+        pipe.vae.enable_tiling()  # the training state is still to come
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, torch.bfloat16)
     embedding = embedding.to(device)
     pairs = dataset.Pairs(args.base_dir_input, pipe.clip_shape)

@@ -63,9 +63,11 @@ def test_train_pairs_are_the_source_with_holes_and_one_seed_is_one_set_of_bytes(
     assert files(room)["train_render1.mp4"] != first["train_render1.mp4"]
 
 
-def test_trajs_replaces_the_random_paths(room):
+def test_trajs_replaces_the_random_paths_and_what_is_stale_is_named(room, capsys):
     assert run(room, "--mode", "train", "--trajs", str(ROOT / "trajs" / "traj[12].txt")) == 0
     assert sorted(p.name for p in room.glob("train_render*")) == ["train_render1.mp4", "train_render2.mp4"]
+    assert run(room, "--mode", "train", "--num_train_render", 1) == 0
+    assert "train_render2.mp4 stay from an earlier run" in capsys.readouterr().out
 
 
 def test_odd_sizes_and_rates_are_kept(room, capsys):

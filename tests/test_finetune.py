@@ -74,6 +74,23 @@ def test_every_rank_and_step_draws_its_own_sample(pipe, pairs):
     assert {render for _, render in draws} == {0, 1, 2} and {start for start, _ in draws} == {0}
 
 
+def test_a_sample_is_the_noised_render_and_the_target_of_one_window(pairs):
+    """With an encoder that does nothing: x0 is the target's window, the condition the render's with its pixel noise."""
+    pipe = type("Pipe", (), {"encode": staticmethod(lambda clip, rng: clip), "scheduler": type("S", (), {
+        "config": type("C", (), {"num_train_timesteps": 1000})})})  # fmt: skip
+    long = dataset.Pairs.__new__(dataset.Pairs)
+    long.frames, steps = 5, range(60)
+    long.target = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    long.renders, log_sigmas = [long.target + 100], []
+    for step in steps:
+        x0, condition, _, _ = dataset.training_sample(pipe, long, 42, 0, step, CPU, torch.float32)
+        start, _ = long.draw(dataset.generator(42, "clip", 0, step))
+        torch.testing.assert_close(x0, long.clip(long.target, start, CPU, torch.float32))
+        noise = condition - long.clip(long.renders[0], start, CPU, torch.float32)
+        log_sigmas.append(noise.std().log().item())
+    assert np.mean(log_sigmas) == pytest.approx(-3, abs=0.25) and np.std(log_sigmas) == pytest.approx(0.5, abs=0.15)
+
+
 def test_a_longer_video_starts_anywhere_and_a_shorter_one_repeats_its_last_frame(pairs):
     long, short = dataset.Pairs.__new__(dataset.Pairs), dataset.Pairs.__new__(dataset.Pairs)
     long.frames = short.frames = 17
@@ -115,8 +132,10 @@ def test_what_to_resume_from(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "latest").touch()
     assert checkpoint.find_resume(tmp_path, "latest") == (40, tmp_path / "checkpoint-40")
-    assert checkpoint.find_resume(tmp_path, str(tmp_path / "checkpoint-5")) == (5, tmp_path / "checkpoint-5")
-    for wrong in ("", "checkpoint-41", str(tmp_path)):
+    assert checkpoint.find_resume(tmp_path / "other", str(tmp_path / "checkpoint-5"))[0] == 5
+    (tmp_path / "checkpoint-50").mkdir()  # not whole: no state in it
+    assert checkpoint.find_resume(tmp_path, "latest")[0] == 40
+    for wrong in ("", "checkpoint-41", str(tmp_path), str(tmp_path / "checkpoint-5")):  # the last would undo step 40
         with pytest.raises(InputError):
             checkpoint.find_resume(tmp_path, wrong)
 
@@ -211,7 +230,8 @@ def test_process_then_load(run, model, room, tmp_path, shards, capsys):
     done = process(tmp_path, CHECKPOINT_DIR="checkpoint-4")
     assert done.returncode == 0, done.stderr
     made = tmp_path / "run" / "my_checkpoint-4_transformer"
-    assert len(list(made.glob("diffusion_pytorch_model*.safetensors"))) == 1 if shards == "one" else 2
+    count = len(list(made.glob("diffusion_pytorch_model*.safetensors")))
+    assert count == 1 if shards == "one" else count > 1
     ours = pipeline.load_model(pipeline.CogVideoXTransformer3DModel, made, torch.bfloat16).state_dict()
     trained = weights(run / "checkpoint-4")
     assert ours.keys() == trained.keys() and all(torch.equal(ours[name], trained[name].bfloat16()) for name in ours)

@@ -3,6 +3,7 @@ import shutil
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from safetensors import SafetensorError
 from transformers import T5EncoderModel, T5Tokenizer
 
 from utils import pipeline
@@ -97,7 +98,7 @@ def test_a_read_only_base_is_cached_with_the_user(model, tmp_path, monkeypatch):
 
     def refuse(tensors, path, metadata):
         if base in path.parents:
-            raise PermissionError
+            raise SafetensorError("Read-only file system (os error 30)")
         save(tensors, path, metadata)
 
     monkeypatch.setattr(pipeline, "save_file", refuse)

@@ -63,7 +63,7 @@ def test_depth_of_another_shape_is_refused(room, array, message):
 
 def test_cameras_that_are_none_are_refused(room):
     replace(room, "k.npy", np.zeros((3, 3)))
-    with pytest.raises(InputError, match="focal length"):
+    with pytest.raises(InputError, match="positive focal lengths"):
         sequence.open_sequence(room, intrinsics_file="cam_info/k.npy")
     replace(room, "c2ws.npy", np.ones((17, 4, 4)))
     with pytest.raises(InputError, match="camera-to-world"):

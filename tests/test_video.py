@@ -99,3 +99,12 @@ def test_resize_averages_areas_and_keeps_what_fits():
     halves = frames.reshape(2, 24, 2, 32, 2, 3).mean((2, 4))
     assert np.abs(video.resize(frames, 24, 32) - halves).max() <= 0.5
     assert video.resize(frames, 96, 128).shape == (2, 96, 128, 3)
+
+
+def test_a_file_that_is_cut_off_is_an_error(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (30, 96, 128, 3), np.uint8)
+    video.write_video(tmp_path / "a.mp4", frames, info(frames), crf=20)
+    whole = (tmp_path / "a.mp4").read_bytes()  # the header comes first
+    (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="promises 30 frames"):
+        video.read_video(tmp_path / "a.mp4")

@@ -89,14 +89,13 @@ def save_tokenizer(folder, vocabulary):
     )  # fmt: skip
     (folder / "spiece.vocab").unlink()
     T5Tokenizer.from_pretrained(folder, extra_ids=8).save_pretrained(folder)
-    if not (folder / "spiece.model").exists():
-        raise AssertionError("the tokenizer lost its spiece.model")
+    assert (folder / "spiece.model").exists()
 
 
 def main():
     args = parse_args()
     height, width = args.height or 96, args.width or 144
-    if args.frames % 8 != 1 or height % 16 or width % 16:
+    if args.frames < 1 or min(height, width) < 16 or args.frames % 8 != 1 or height % 16 or width % 16:
         raise cli.InputError(f"{args.frames} x {height} x {width}: expected 8k + 1 frames and multiples of 16 pixels")
     transformer, vae, t5 = configs(args)
     dtype = torch.bfloat16 if args.dtype == "bf16" else torch.float32

@@ -2,7 +2,7 @@
 # Turns the training checkpoints */checkpoint-N into */my_checkpoint-N_transformer/, weights that demo.py loads.
 #     cp toolbox/process_ckpts.sh toolbox/config.json toolbox/diffusion_pytorch_model.safetensors.index.json checkpoints/
 #     cd checkpoints && sh process_ckpts.sh
-# Works on the folder it is run in. What is there already is left alone. The training state stays unless
+# Works on all runs in the folder it is run in, or on those named as arguments. What is there already is left alone. The training state stays unless
 # DELETE_TRAINING_STATE=yes is given. Needs memory for the whole model in fp32 (22.5 GB for the real one).
 set -eu
 
@@ -30,8 +30,10 @@ convert() {  # convert <run>/checkpoint-N <target folder>
     echo "wrote $2"
 }
 
+[ $# -gt 0 ] || set -- *
 found=no
-for checkpoint in */"$CHECKPOINT_DIR"; do
+for run in "$@"; do
+    checkpoint="$run/$CHECKPOINT_DIR"
     [ -f "$checkpoint/latest" ] || continue
     found=yes
     target="${checkpoint%/*}/my_${CHECKPOINT_DIR}_transformer"

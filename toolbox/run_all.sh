@@ -2,16 +2,19 @@
 # From a sequence folder, a base and inpainting weights to finished videos; a stage whose result is there is skipped.
 #     bash toolbox/run_all.sh --data_path demo_data/bear --model_path checkpoints/CogVideoX-5b-I2V \
 #         --transformer_id checkpoints/cognvs_ckpt_inpaint --output_dir checkpoints/cognvs_ckpt_finetuned_bear
-# Further: --train_epochs 200, --num_train_render 8, --num_inference_steps 50, --learning_rate 2e-5, and --num_processes,
-# the number of GPUs that finetune (all of them by default; 2 processes without a GPU).
+# Further: --num_train_render 8, --num_inference_steps 50; --train_epochs and --learning_rate in place of those that
+# finetune_cognvs.sh holds; --num_processes, the GPUs that finetune (all by default; 2 processes without a GPU).
+# The videos go to <data_path>/outputs/<name of output_dir>/.
 set -euo pipefail
 
 data_path="" model_path="" transformer_id="" output_dir=""
-train_epochs=200 num_train_render=8 num_inference_steps=50 learning_rate=2e-5 num_processes=""
+train_epochs="" num_train_render=8 num_inference_steps=50 learning_rate="" num_processes=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --data_path | --model_path | --transformer_id | --output_dir | --train_epochs | --num_train_render | \
-            --num_inference_steps | --learning_rate | --num_processes) [ $# -gt 1 ] && printf -v "${1#--}" %s "$2" && shift 2 ;;
+            --num_inference_steps | --learning_rate | --num_processes)
+            [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2 && exit 2; }
+            printf -v "${1#--}" %s "$2" && shift 2 ;;
         *) echo "error: $1: not an argument of run_all.sh; its first lines list them" >&2 && exit 2 ;;
     esac
 done
@@ -21,7 +24,10 @@ for name in data_path model_path transformer_id output_dir; do
 done
 cd "$(dirname "$0")/.."
 python=$(command -v python || command -v python3)
-gpus=$(nvidia-smi -L 2>/dev/null | wc -l || true)
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
+[ -n "$train_epochs" ] || train_epochs=$(sed -n 's/^train_epochs=\([0-9]*\).*/\1/p' finetune/finetune_cognvs.sh)
+outputs="$data_path/outputs/$(basename "$output_dir")"
+trap 'kill "${watcher:-}" 2>/dev/null || true' EXIT
 
 report=""
 watch_memory() {  # the largest memory in use on any GPU, in MiB, into the file $1
@@ -32,7 +38,7 @@ watch_memory() {  # the largest memory in use on any GPU, in MiB, into the file 
     done
 }
 stage() {  # stage NAME RESULT COMMAND...: run the command unless the file RESULT is there
-    local name=$1 result=$2 begin=$SECONDS memory="no GPU" file watcher
+    local name=$1 result=$2 begin=$SECONDS memory="no GPU" file
     shift 2
     if [ -e "$result" ]; then
         report+=$(printf '%-24s skipped: %s is there' "$name" "$result")$'\n'
@@ -42,7 +48,7 @@ stage() {  # stage NAME RESULT COMMAND...: run the command unless the file RESUL
     file=$(mktemp)
     [ "$gpus" -gt 0 ] && { watch_memory "$file" & watcher=$!; }
     "$@"
-    [ "$gpus" -gt 0 ] && { kill "$watcher"; wait "$watcher" 2>/dev/null || true; memory="$(cat "$file") MiB on the fullest GPU"; }
+    [ "$gpus" -gt 0 ] && { kill "$watcher" || true; wait "$watcher" 2>/dev/null || true; memory="$(cat "$file") MiB on the fullest GPU"; }
     rm -f "$file"
     report+=$(printf '%-24s %5d s, %s' "$name" $((SECONDS - begin)) "$memory")$'\n'
 }
@@ -51,7 +57,7 @@ intrinsics=()
 if [ -f "$data_path/cam_info/megasam_intrinsics.npy" ]; then
     intrinsics=(--intrinsics_file cam_info/megasam_intrinsics.npy)
 fi
-num_eval_render=$(find trajs -name '*.txt' | wc -l)
+num_eval_render=$(find trajs -maxdepth 1 -name '*.txt' | wc -l)
 
 finetune() {
     local config resume=""
@@ -62,11 +68,11 @@ finetune() {
     [ -z "$(find "$output_dir" -maxdepth 1 -name 'checkpoint-*[0-9]' 2>/dev/null)" ] || resume=latest
     accelerate_config=$config sh finetune/finetune_cognvs.sh --model_path "$model_path" --transformer_id "$transformer_id" \
         --output_dir "$output_dir" --base_dir_input "$data_path" --train_epochs "$train_epochs" \
-        --learning_rate "$learning_rate" --resume_from_checkpoint "$resume"
+        ${learning_rate:+--learning_rate "$learning_rate"} --resume_from_checkpoint "$resume"
     rm -f "$config"
 }
 process() {
-    (cd "$output_dir/.." && CHECKPOINT_DIR="checkpoint-$train_epochs" sh "$OLDPWD/toolbox/process_ckpts.sh")
+    (cd "$output_dir/.." && CHECKPOINT_DIR="checkpoint-$train_epochs" sh "$OLDPWD/toolbox/process_ckpts.sh" "$(basename "$output_dir")")
 }
 
 weights="$output_dir/my_checkpoint-${train_epochs}_transformer"
@@ -78,9 +84,9 @@ checkpoint="$output_dir/checkpoint-$train_epochs"
 [ -e "$weights" ] && checkpoint=$weights
 stage "finetuning" "$checkpoint" finetune
 stage "checkpoint processing" "$weights" process
-stage "inference" "$data_path/outputs/eval_render${num_eval_render}_out.mp4" \
+stage "inference" "$outputs/eval_render${num_eval_render}_out.mp4" \
     "$python" demo.py --model_path "$model_path" --cognvs_ckpt_path "$output_dir" --data_path "$data_path" \
-    --mp4_name "eval_render*.mp4" --num_inference_steps "$num_inference_steps"
-stage "side by side" "$data_path/outputs/eval_render${num_eval_render}_side_by_side.mp4" \
-    "$python" toolbox/side_by_side.py --data_path "$data_path"
-printf '\n%s\nLook at %s/outputs/\n' "$report" "$data_path"
+    --mp4_name "eval_render*.mp4" --num_inference_steps "$num_inference_steps" --output_dir "$outputs"
+stage "side by side" "$outputs/eval_render${num_eval_render}_side_by_side.mp4" \
+    "$python" toolbox/side_by_side.py --data_path "$data_path" --output_dir "$outputs"
+printf '\n%s\nLook at %s/\n' "$report" "$outputs"

@@ -17,11 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli, metrics, video
 
 
-def compare(folder, number):
+def compare(folder, outputs, number):
     """Write one side by side video, and print the PSNR of render and output in dB over all, known and hole pixels."""
-    out = folder / "outputs" / f"eval_render{number}_out.mp4"
+    out = outputs / f"eval_render{number}_out.mp4"
     names = [folder / "gt_rgb.mp4", folder / f"eval_render{number}.mp4", out, folder / f"novel_gt{number}.mp4"]
     clips = [video.read_video(name) for name in names if name.exists()]
+    if len({clip.shape[1:] for clip in clips}) > 1:
+        raise cli.InputError(f"{out}: {out.stem} and the videos beside it differ in size; make the renders anew")
     frames = min(map(len, clips))
     clips = [clip[:frames] for clip in clips]
     target = out.with_name(f"eval_render{number}_side_by_side.mp4")
@@ -38,12 +40,14 @@ def compare(folder, number):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--data_path", type=Path, required=True, help="sequence folder")
-    folder = parser.parse_args().data_path
-    numbers = [int(re.findall(r"\d+", p.stem)[0]) for p in (folder / "outputs").glob("eval_render[0-9]*_out.mp4")]
+    parser.add_argument("--output_dir", type=Path, help="where demo.py wrote; <data_path>/outputs by default")
+    args = parser.parse_args()
+    outputs = args.output_dir or args.data_path / "outputs"
+    numbers = [int(re.findall(r"\d+", p.stem)[0]) for p in outputs.glob("eval_render[0-9]*_out.mp4")]
     if not numbers:
-        raise cli.InputError(f"{folder / 'outputs'}: no eval_render*_out.mp4; make them with demo.py")
+        raise cli.InputError(f"{outputs}: no eval_render*_out.mp4; make them with demo.py")
     for number in sorted(numbers):
-        compare(folder, number)
+        compare(args.data_path, outputs, number)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """CogNVS on diffusers: the image-to-video pipeline conditioned on a whole clip, finding and loading its weights."""
 
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils.cli import InputError
@@ -90,6 +91,10 @@ def check_base(path):
 
 def load_model(cls, path, dtype):
     """A diffusers model of a local folder; weights that are missing or of other shapes are an error, not noise."""
+    config = path / "config.json"
+    name = json.loads(config.read_text()).get("_class_name") if config.is_file() else None
+    if name != cls.__name__:
+        raise InputError(f"{path}: got a model of class {name}; expected {cls.__name__}")
     try:
         model, info = cls.from_pretrained(path, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
     except (ValueError, RuntimeError, KeyError) as error:
@@ -105,12 +110,15 @@ def load_pipeline(model_path, weights, dtype, device):
     check_base(Path(model_path))
     vae = load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype)
     transformer = load_model(CogVideoXTransformer3DModel, Path(weights), dtype)
+    if transformer.config.in_channels != 2 * vae.config.latent_channels:
+        raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "
+                         f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")
     scheduler = CogVideoXDPMScheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
     pipe = CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
     frames, height, width = pipe.clip_shape
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
-        if free < UNTILED_BYTES_PER_PIXEL * frames * height * width:
+        if free < UNTILED_BYTES_PER_PIXEL * frames * height * width * dtype.itemsize / 2:
             vae.enable_tiling()
     return pipe
 
@@ -151,9 +159,12 @@ def empty_prompt(model_path, length, dtype):
     by_base = hashlib.sha256(f"{model_path.resolve()}".encode()).hexdigest()[:16]
     places = [model_path / name, user_cache() / by_base / name]
     for place in filter(Path.is_file, places):
-        with safe_open(place, "pt") as file:
-            if key in (None, file.metadata()["text_encoder"]):
-                return file.get_tensor("prompt_embeds"), place
+        try:
+            with safe_open(place, "pt") as file:
+                if key in (None, file.metadata()["text_encoder"]):
+                    return file.get_tensor("prompt_embeds"), place
+        except SafetensorError:  # broken: made anew
+            continue
     if key is None:
         raise InputError(f"{encoder}: no such folder, and no {name} beside it; expected the base's text encoder")
     embedding = encode_empty_prompt(model_path, length, dtype)
@@ -164,7 +175,7 @@ def empty_prompt(model_path, length, dtype):
             save_file({"prompt_embeds": embedding}, part, {"text_encoder": key})
             part.replace(place)
             return embedding, place
-        except OSError:
+        except (OSError, SafetensorError):  # read-only: safetensors raises its own error
             continue
     return embedding, None
 
@@ -174,7 +185,19 @@ def encode_empty_prompt(model_path, length, dtype):
     """The embedding of "" by the base's tokenizer and text encoder, with the pipeline's own method."""
     from transformers import T5EncoderModel, T5Tokenizer
 
-    tokenizer = T5Tokenizer.from_pretrained(model_path / "tokenizer", local_files_only=True)
-    text_encoder = T5EncoderModel.from_pretrained(model_path / "text_encoder", dtype=dtype, local_files_only=True)
+    if not (model_path / "tokenizer" / "spiece.model").is_file():
+        raise InputError(f"{model_path / 'tokenizer'}: got no spiece.model; expected the base's tokenizer")
+    try:
+        tokenizer = T5Tokenizer.from_pretrained(model_path / "tokenizer", local_files_only=True)
+        text_encoder, info = T5EncoderModel.from_pretrained(
+            model_path / "text_encoder", dtype=dtype, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # what a broken download raises is anything
+        raise InputError(f"{model_path}: tokenizer or text_encoder could not be loaded "
+                         f"({' '.join(str(error).split())[:200]}); download them again") from error
+    missing = [name for name in info["missing_keys"] if not name.endswith("embed_tokens.weight")]  # tied to shared
+    if missing:
+        raise InputError(f"{model_path / 'text_encoder'}: {len(missing)} tensors missing (such as {missing[0]}); "
+                         "download it again")
     pipe = CogVideoXImageToVideoPipeline(tokenizer, text_encoder, None, None, None)
     return pipe.encode_prompt("", do_classifier_free_guidance=False, max_sequence_length=length)[0].contiguous()

@@ -1,5 +1,6 @@
 """A sequence folder: one video, its depth and, where there are any, its cameras, checked once when opened."""
 
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,7 @@ class Sequence:
 
         Bilinear with half-pixel centres. A pixel is known if all the depths it is made from are finite and positive.
         """
-        raw = torch.from_numpy(np.asarray(self.depth_map[start:stop], np.float32))[:, None]
+        raw = torch.from_numpy(np.array(self.depth_map[start:stop], np.float32))[:, None]
         good = torch.isfinite(raw) & (raw > 0)
         size = (self.info.height, self.info.width)
         depth = F.interpolate(raw.where(good, 1), size, mode="bilinear", align_corners=False)
@@ -64,13 +65,14 @@ class Sequence:
 def load_array(path, shapes):
     """An .npy of numbers whose shape is one of `shapes` (None stands for any size); never unpickles."""
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file (file flags are relative to the sequence folder)")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = array if isinstance(array, np.ndarray) else np.array(array.files)  # an npz: told by its dtype below
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not a readable .npy of numbers ({error})") from error
     fits = [len(s) == array.ndim and all(a in (None, b) for a, b in zip(s, array.shape, strict=True)) for s in shapes]
-    if not any(fits) or not np.issubdtype(array.dtype, np.number):
+    if not any(fits) or array.dtype.kind not in "fiu" or array.size == 0:
         expected = " or ".join(str(s).replace("None", "any") for s in shapes)
         raise InputError(f"{path}: got {array.dtype} of shape {array.shape}; expected numbers of shape {expected}")
     return array
@@ -94,12 +96,13 @@ def save_array(path, array):
 
 def video_intrinsics(path, info, depth_shape):
     """K at the video's resolution, float64 [N, 3, 3], from a file at the depth map's; without a file, focal 500."""
-    if path is None:
+    if not path:
         k = np.array([[500, 0, info.width // 2], [0, 500, info.height // 2], [0, 0, 1]], np.float64)
         return np.tile(k, (info.frames, 1, 1))
     k = np.array(load_array(path, [(3, 3), (info.frames, 3, 3)]), np.float64)
-    if not np.isfinite(k).all() or (k[..., 0, 0] <= 0).any() or (k[..., 1, 1] <= 0).any():
-        raise InputError(f"{path}: got a focal length that is not positive; expected K at the depth map's resolution")
+    pinhole = np.isfinite(k).all() and (k[..., [0, 1], [0, 1]] > 0).all() and (k[..., 2, :] == [0, 0, 1]).all()
+    if not pinhole:
+        raise InputError(f"{path}: expected K at the depth map's resolution: positive focal lengths, last row 0 0 1")
     sx, sy = depth_shape[1] / info.width, depth_shape[0] / info.height
     k[..., [0, 1], [0, 1]] /= np.sqrt(sx * sy)
     k[..., 0, 2] /= sx

@@ -52,8 +52,8 @@ class Cameras:
 def read_keyframes(path):
     """Keyframes of a trajs/*.txt file: three lines of numbers, phi and theta in degrees, r in fractions of R."""
     expected = "expected three lines of finite numbers: phi, theta (degrees), r (fractions of the radius)"
-    lines = [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
     try:
+        lines = [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
         keys = [[float(number) for number in line] for line in lines]
     except ValueError as error:
         raise InputError(f"{path}: {error}; {expected}") from error

@@ -57,8 +57,13 @@ def iter_frames(path):
     scale = f"scale=in_color_matrix={info.matrix}"  # ffmpeg's usual rounding: the same bytes as OpenCV, so as published
     stream = imageio_ffmpeg.read_frames(path, output_params=["-fps_mode", "passthrough", "-vf", scale])
     next(stream)  # the header
+    count = 0
     for frame in stream:
+        count += 1
         yield np.frombuffer(frame, np.uint8).reshape(info.height, info.width, 3)
+    if count != info.frames:
+        raise InputError(f"{path}: its header promises {info.frames} frames, {count} can be decoded (cut off, or cut "
+                         "without re-encoding?); encode it again")
 
 
 def iter_chunks(path, size):
@@ -84,7 +89,7 @@ def read_frames(path, indices):
 
 def to_signed(frames):
     """A uint8 tensor [F, H, W, 3] as the warp takes it: float32 [F, 3, H, W] in [-1, 1]."""
-    return frames.permute(0, 3, 1, 2).float() / 255 * 2 - 1
+    return frames.permute(0, 3, 1, 2).contiguous().float().div_(255).mul_(2).sub_(1)
 
 
 def read_mask(path):
@@ -154,12 +159,10 @@ def write_video(path, frames, info, crf=10):
         writer.write(frames)
 
 
-def resize(frames, height, width):
-    """Frames [F, H, W, 3] of any dtype resized: by area averaging where the picture shrinks, bicubic where it grows."""
+def resize(frames, height, width, method=cv2.INTER_AREA):
+    """Frames [F, H, W, 3] of any dtype resized, by OpenCV's area averaging as published."""
     if frames.shape[1:3] == (height, width):
         return frames
-    shrinks = height * width < frames.shape[1] * frames.shape[2]
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
     return np.stack([cv2.resize(frame, (width, height), interpolation=method) for frame in frames])
 
 

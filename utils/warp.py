@@ -91,7 +91,7 @@ def double_warp(frames, depth, motion, k, k_target=None):
     payload = torch.cat([frames, torch.stack([u - grid_u, v - grid_v], 1)], 1)
     seen, seen_mask = splat(payload, u, v, depth_weight(z) * (z > 0))
     # As published, the way back weighs a pixel of the target view by the source's depth map at the same place.
-    weight = depth_weight(depth) * seen_mask
+    weight = depth_weight(torch.where(depth > 0, depth, depth.amax((1, 2), keepdim=True))) * seen_mask
     back, mask = splat(seen[:, :3], grid_u - seen[:, 3], grid_v - seen[:, 4], weight)
     return back.masked_fill(~mask[:, None], -1), mask
 

@@ -71,7 +71,7 @@ def make_clip(folder, frames):
     return sequence.open_sequence(folder)
 
 
-def time_warp(seq, mode, device, repeats=3):
+def time_warp(seq, mode, device, repeats=5):
     """Best seconds of all frames of a path, ours as data_gen.py runs it and simple, and the share within 2/255."""
     cameras = trajectory.keyframe_cameras(trajectory.random_keyframes(42, 1)[0], seq.intrinsics, seq.pivot_depth)
     motion, k = (torch.from_numpy(a).to(device) for a in (np.linalg.inv(cameras.c2w), seq.intrinsics.copy()))

@@ -11,6 +11,7 @@ import functools
 import glob
 import itertools
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -183,8 +184,11 @@ def in_threads(function, items, device):
     torch.set_num_threads(before if device.type == "cuda" else 1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            while group := list(itertools.islice(items, threads)):
-                yield from pool.map(function, group)
+            pending = deque(pool.submit(function, item) for item in itertools.islice(items, threads))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+                yield result
     finally:
         torch.set_num_threads(before)
 

@@ -6,12 +6,15 @@ lie at integer coordinates. The arithmetic is the published one, on which the pu
 """
 
 import functools
+import itertools
+import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csc_array
 
 MAX_DEPTH = 1000.0  # of the z-buffer's depth weight
-BAND = 2**16  # pixels that a CPU splats at once: what they need stays in its cache
 SHARPNESS = 50.0  # of the z-buffer: near surfaces weigh up to exp(50) times as much as far ones
 
 
@@ -51,37 +54,50 @@ def splat(values, u, v, weight):
     are dropped. Returns the mean, [B, C, H, W], 0 in holes, and the mask.
     """
     batch, channels, height, width = values.shape
-    canvas = values.new_zeros(channels + 1, batch, height + 2, width + 2)  # with a border for what falls outside
-    total, first = canvas.flatten(1), torch.arange(batch, device=u.device)[:, None, None] * canvas[0, 0].numel()
-    rows_at_once = max(1, BAND // (batch * width)) if u.device.type == "cpu" else height
-    for band in zip(*(x.split(rows_at_once, -2) for x in (values, u, v, weight)), strict=True):
-        splat_band(total, first, height, *band)
-    total = canvas[:, :, 1:-1, 1:-1]
-    mean = total[:channels] / total[channels].clamp_min(torch.finfo(total.dtype).tiny)
-    return mean.transpose(0, 1), total[channels] > 0
+    payload = torch.cat([values, torch.ones_like(u)[:, None]], 1).permute(0, 2, 3, 1)  # [B, H, W, C + 1]
+    payload = payload.reshape(-1, channels + 1)
+    at, share = corners(u, v, weight)
+    canvas = (batch, height + 2, width + 2, channels + 1)  # with a border for what falls outside
+    if u.device.type == "cpu":  # a sparse matrix whose columns are the source pixels: one pass over the memory
+        ends = np.arange(0, at.numel() + 1, 4, dtype=np.int32)
+        matrix = csc_array((share.numpy(), at.numpy(), ends), shape=(math.prod(canvas[:3]), len(payload)))
+        total = torch.from_numpy(matrix @ payload.numpy())
+    else:
+        total = payload.new_zeros(math.prod(canvas[:3]), channels + 1)
+        for i in range(4):
+            total.index_add_(0, at[i::4], payload * share[i::4, None])
+    total = total.view(canvas)[:, 1:-1, 1:-1].permute(0, 3, 1, 2)
+    mean = total[:, :channels] / total[:, channels:].clamp_min(torch.finfo(total.dtype).tiny)
+    return mean, total[:, channels] > 0
 
 
-def splat_band(total, first, height, values, u, v, weight):
-    """Add the weighted values of some rows, and their weights, to `total`, [C + 1, pixels of the canvas]."""
-    payload = torch.cat([values.transpose(0, 1), torch.ones_like(u)[None]]).flatten(1)  # [C + 1, pixels of the band]
-    columns = corners(u, u.shape[-1])
-    for y, wy in corners(v, height):
-        row, wy = y * (u.shape[-1] + 2) + first, wy * weight
-        for x, wx in columns:
-            total.scatter_add_(1, (row + x).view(1, -1).expand(len(total), -1), payload * (wx * wy).flatten())
+def corners(u, v, weight):
+    """The four pixels about each (u, v), int32 indices into a canvas with a border of one, and their weights.
+
+    Each [B * H * W * 4], a pixel's four side by side.
+    """
+    batch, height, width = u.shape
+    first = torch.arange(batch, dtype=torch.int32, device=u.device)[:, None, None] * (height + 2) * (width + 2)
+    columns = beside(u, width)
+    rows = [(y * (width + 2) + first, wy * weight) for y, wy in beside(v, height)]
+    at = torch.stack([y + x for y, _ in rows for x, _ in columns], -1)
+    share = torch.empty_like(at, dtype=u.dtype)  # filled in place: torch.stack takes three times as long for floats
+    for i, ((_, wy), (_, wx)) in enumerate(itertools.product(rows, columns)):
+        torch.mul(wy, wx, out=share[..., i])
+    return at.flatten(), share.flatten()
 
 
-def corners(at, size):
+def beside(at, size):
     """The two pixels beside a coordinate, (index on a canvas with a border of one, bilinear weight), each [B, H, W]."""
     at = at.nan_to_num(-1, size, -1).clamp_(-1, size) + 1
-    return [(x.long(), (x - at).abs_().neg_().add_(1)) for x in (at.floor(), at.ceil())]
+    return [(x.int(), (x - at).abs_().neg_().add_(1)) for x in (at.floor(), at.ceil())]
 
 
 def forward_warp(frames, depth, motion, k, k_target=None):
     """The frames seen from the moved camera, and where they are known; holes are -1 (black)."""
     u, v, z = reproject(depth, motion, k, k_target)
     warped, mask = splat(frames, u, v, depth_weight(z) * (z > 0))  # points behind the camera are culled
-    return warped.masked_fill(~mask[:, None], -1), mask
+    return warped.masked_fill_(~mask[:, None], -1), mask
 
 
 def double_warp(frames, depth, motion, k, k_target=None):
@@ -93,7 +109,7 @@ def double_warp(frames, depth, motion, k, k_target=None):
     # As published, the way back weighs a pixel of the target view by the source's depth map at the same place.
     weight = depth_weight(torch.where(depth > 0, depth, depth.amax((1, 2), keepdim=True))) * seen_mask
     back, mask = splat(seen[:, :3], grid_u - seen[:, 3], grid_v - seen[:, 4], weight)
-    return back.masked_fill(~mask[:, None], -1), mask
+    return back.masked_fill_(~mask[:, None], -1), mask
 
 
 def dilate_holes(frames, mask):

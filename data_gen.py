@@ -144,8 +144,7 @@ def warp_chunk(mode, pixels, depth, motion, k, k_target=None, fill=None):
         x, mask = warp.dilate_holes(*warp.forward_warp(x, depth, motion, k, k_target))
         if fill:
             x, mask = fill(x, mask)
-    x = (x + 1).mul_(127.5).floor_().clamp_(0, 255).byte().permute(0, 2, 3, 1)  # [n, H, W, 3], rounded as published
-    return x.cpu().numpy(), mask.cpu().numpy()
+    return video.to_bytes(x).cpu().numpy(), mask.cpu().numpy()
 
 
 def static_views(seq, device, count=16):

@@ -92,6 +92,11 @@ def to_signed(frames):
     return frames.permute(0, 3, 1, 2).contiguous().float().div_(255).mul_(2).sub_(1)
 
 
+def to_bytes(x):
+    """The way back, rounded down as published: uint8 [F, H, W, 3] of a tensor [F, 3, H, W] in [-1, 1]."""
+    return (x + 1).mul_(127.5).floor_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
+
+
 def read_mask(path):
     """A mask video as bool [F, H, W]: thresholded at half."""
     return read_video(path)[..., 0] > 127

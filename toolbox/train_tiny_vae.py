@@ -1,0 +1,175 @@
+"""Train the small model's VAE on ray-traced clips, half of them with holes; one GPU, a piece of the work at a time.
+
+    python toolbox/train_tiny_vae.py --output_dir checkpoints/tiny_training/vae --minutes 10
+
+writes the VAE (the mean of its recent weights, bf16) and state.safetensors, from which --resume goes on.
+"""
+
+import argparse
+import copy
+import functools
+import itertools
+import math
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLCogVideoX
+from safetensors.torch import load_file, save_file
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from make_tiny_checkpoint import VAE
+
+from utils import cli, clips, fast_vae, metrics, scenes, trajectory, video
+
+ROOT = Path(__file__).resolve().parents[1]
+VALIDATION_SEEDS = range(100, 106)  # of the set on which settings are chosen; training starts at 1,000
+EMA = 0.995
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--resume", type=Path, help="state.safetensors of an earlier piece")
+    parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes; each piece should have its own")
+    parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 64))
+    parser.add_argument("--shape", type=int, nargs=3, default=(49, 128, 192), help="frames, height, width of a clip")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--learning_rate", type=float, default=8e-4)
+    parser.add_argument("--pool", type=int, default=1500, help="scenes kept in memory")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--producers", nargs="+", default=["cuda"] * 6, help="device of each process that ray-traces")
+    parser.add_argument("--freeze_encoder", action="store_true", help="leave the latents as they are")
+    return parser.parse_args()
+
+
+def make_item(shape, seed, device):
+    """(the clip, the same with the holes of a camera move), each uint8 [F, H, W, 3] on the CPU."""
+    clip, cameras = clips.random_clip(seed, shape, device)
+    render, _ = clips.render(clip, cameras, "train" if seed % 2 else "eval")
+    return clip.rgb.cpu().numpy(), render.cpu().numpy()
+
+
+def draw(pool, count, frames, device):
+    """A batch of stretches of `frames` frames, half of them with holes: float32 [count, 3, frames, H, W] in [-1, 1]."""
+    stretches = []
+    for i in range(count):
+        clip = pool[torch.randint(len(pool), ())][i % 2]
+        start = torch.randint(len(clip) - frames + 1, ())
+        stretches.append(torch.from_numpy(clip[start : start + frames]))
+    return torch.stack(stretches).to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def loss_of(vae, x):
+    """Reconstruction (L1, twice MSE, half the L1 of the differences between neighbours) and 2e-4 KL, float32 scalar."""
+    posterior = vae.encode(x).latent_dist
+    y = vae.decode(posterior.sample()).sample.float()
+    edges = sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3, 4)) / 3
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return (x - y).abs().mean() + 2 * F.mse_loss(y, x) + 0.5 * edges + 2e-4 * kl
+
+
+@torch.no_grad()
+def validation_clips(shape, device):
+    """(clip, render with holes, its mask) of each of the scenes that settings are chosen on."""
+    items = []
+    for seed in VALIDATION_SEEDS:
+        clip = clips.make_clip(scenes.make_scene(seed), shape, shape[2], device)
+        path = trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
+        items.append((clip.rgb, *clips.render(clip, clips.path_cameras(clip, path), "eval")))
+    return items
+
+
+@torch.no_grad()
+def validate(vae, items):
+    """Mean PSNR of reconstructed clips, of the known pixels of renders with holes, and the deviation of latents."""
+    scores = []
+    for rgb, render, mask in items:
+        latents, whole = reconstruct(vae, rgb)
+        _, holed = reconstruct(vae, render)
+        known = metrics.psnr(holed, render.cpu().numpy() / 255, mask.cpu().numpy())
+        scores.append([metrics.psnr(whole, rgb.cpu().numpy() / 255), known, latents.float().std().item()])
+    return torch.tensor(scores).mean(0).tolist()
+
+
+def reconstruct(vae, rgb):
+    """The latents of a clip uint8 [F, H, W, 3], and what the decoder makes of them, in [0, 1]."""
+    with torch.autocast(rgb.device.type, torch.bfloat16):
+        latents = vae.encode(video.to_signed(rgb).transpose(0, 1)[None]).latent_dist.mode()
+        y = vae.decode(latents).sample[0]  # [3, F, H, W]
+    return latents, (y.float().clamp(-1, 1).permute(1, 2, 3, 0) / 2 + 0.5).cpu().numpy()
+
+
+def make_vae(args):
+    vae = AutoencoderKLCogVideoX.from_config(VAE | {
+        "block_out_channels": args.channels, "layers_per_block": 1, "norm_num_groups": 8,
+        "sample_height": args.shape[1], "sample_width": args.shape[2],
+    })  # fmt: skip
+    if args.resume:
+        vae.load_state_dict(load_file(args.resume))
+    if args.freeze_encoder:
+        vae.encoder.requires_grad_(False)
+    return fast_vae.speed_up(vae)
+
+
+def learning_rate(args, share):
+    """After a share of the time: risen over the first 2%, then falling as a cosine to 2%."""
+    return args.learning_rate * min(1, share / 0.02) * (0.51 + 0.49 * math.cos(math.pi * share))
+
+
+def save(args, vae, mean, deviation):
+    """The mean of recent weights as a model in bf16, its latents scaled to deviation 1; the weights to go on from."""
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    save_file(vae.state_dict(), args.output_dir / "state.safetensors")
+    model = copy.deepcopy(mean.module).bfloat16()
+    model.register_to_config(scaling_factor=round(1 / deviation, 3))
+    model.save_pretrained(args.output_dir)
+    print(f"wrote {args.output_dir}")
+
+
+def main():
+    args = parse_args()
+    device = torch.device(args.device)
+    torch.manual_seed(args.first_seed)
+    torch.backends.cudnn.benchmark = True
+    vae = make_vae(args).to(device)
+    mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
+    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], betas=(0.9, 0.99), fused=True)
+    stream = clips.Stream(functools.partial(make_item, args.shape), args.first_seed, args.producers)
+    pool, checks, seen = deque(stream.take(wait=True), args.pool), validation_clips(args.shape, device), 0
+    start = shown = time.time()
+    progress = tqdm(itertools.count(1), unit="step", desc="VAE")
+    for step in progress:
+        new = stream.take(wait=False)
+        pool.extend(new)
+        seen += len(new)
+        share = (time.time() - start) / (60 * args.minutes)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(args, share)
+        x = draw(pool, args.batch_size, min(17, args.shape[0]), device)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(vae, x)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        mean.update_parameters(vae)
+        if time.time() - shown > 60 or share >= 1:
+            shown = time.time()
+            whole, known, deviation = validate(mean.module, checks)
+            progress.write(f"{shown - start:.0f} s, step {step}, {seen} scenes: loss {loss.item():.4f}, PSNR "
+                           f"{whole:.2f} dB, known pixels beside holes {known:.2f} dB, latents {deviation:.3f}")
+        if share >= 1:
+            break
+    save(args, vae, mean, deviation)
+
+
+if __name__ == "__main__":
+    cli.run(main)

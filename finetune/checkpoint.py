@@ -1,10 +1,15 @@
 """Checkpoints of a run: DeepSpeed's own folder layout, written whole or not at all."""
 
+import copy
 import re
 import shutil
 from pathlib import Path
 
+from diffusers.training_utils import EMAModel
+
 from utils.cli import InputError
+
+MEAN = "ema_transformer"  # folder in a checkpoint
 
 
 def list_checkpoints(output_dir):
@@ -34,7 +39,20 @@ def find_resume(output_dir, resume):
     return int(match[1]), Path(resume)
 
 
-def save(accelerator, model, output_dir, step, limit):
+def make_mean(transformer, decay, resume=None):
+    """The running mean of a transformer's parameters in float32, gone on with from the checkpoint `resume`."""
+    model = transformer if resume is None else type(transformer).from_pretrained(resume / MEAN, local_files_only=True)
+    return EMAModel([p.detach().float().clone() for p in model.parameters()], decay=decay)
+
+
+def save_mean(mean, transformer, folder):
+    """Write the mean as a weights folder, float32."""
+    model = copy.deepcopy(transformer).float()
+    mean.copy_to(model.parameters())
+    model.save_pretrained(folder)
+
+
+def save(accelerator, model, output_dir, step, limit, mean=None):
     """Write checkpoint-<step>: weights, optimizer state and the model's config.json; keep the newest `limit`."""
     final = Path(output_dir) / f"checkpoint-{step}"
     part = final.with_name(f"{final.name}.part")
@@ -45,6 +63,8 @@ def save(accelerator, model, output_dir, step, limit):
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         accelerator.unwrap_model(model).save_config(part)
+        if mean:
+            save_mean(mean, accelerator.unwrap_model(model), part / MEAN)
         part.replace(final)
         for folder in list(list_checkpoints(output_dir).values())[:-limit]:
             shutil.rmtree(folder)

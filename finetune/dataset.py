@@ -1,5 +1,6 @@
 """Training pairs of one sequence, and every random draw a training step makes."""
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -8,6 +9,14 @@ import torch
 
 from utils import video
 from utils.cli import InputError
+
+VIDEOS_KEPT = 64  # decoded, when there are many sequences
+
+def find_sequences(folder):
+    """The sequence folders meant by `folder`: itself, or those in it."""
+    folder = Path(folder)
+    found = sorted(path.parent for path in folder.glob("*/gt_rgb.mp4"))
+    return found if found and not (folder / "gt_rgb.mp4").exists() else [folder]
 
 
 def find_pairs(folder):
@@ -32,37 +41,67 @@ def generator(seed, what, rank, step, device="cpu"):
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+def open_pairs(base_dir_input, model_path, clip_shape, rank=0):
+    """What a run learns from: a sequence folder, a folder of them, or "scenes:N", ray-traced from seed N on."""
+    if match := re.fullmatch(r"scenes:(\d+)", str(base_dir_input)):
+        from scene_pairs import ScenePairs
+
+        return ScenePairs(int(match[1]), model_path, clip_shape, rank)
+    return Pairs(base_dir_input, clip_shape)
+
+
 class Pairs:
-    """The videos of one sequence at the model's size, decoded once, uint8 [N, H, W, 3]."""
+    """Training pairs of a sequence folder, or of every sequence in a folder of them, each as likely as the other."""
 
     def __init__(self, folder, clip_shape):
-        self.frames, height, width = clip_shape
-        target, renders = find_pairs(folder)
-        self.target, *self.renders = (video.resize(video.read_video(p), height, width) for p in (target, *renders))
+        self.clip_shape = clip_shape
+        self.sequences = [find_pairs(path) for path in find_sequences(folder)]
+        keep = None if len(self.sequences) == 1 else VIDEOS_KEPT
+        self.read = functools.lru_cache(keep)(self.read)  # a sequence of its own is decoded once
+
+    def __str__(self):
+        count = sum(len(renders) for _, renders in self.sequences)
+        return f"{count} training pairs of {len(self.sequences)} sequence{'s' * (len(self.sequences) > 1)}"
+
+    def read(self, path):
+        """A video at the model's size, uint8 [N, H, W, 3]."""
+        return video.resize(video.read_video(path), *self.clip_shape[1:])
 
     def draw(self, rng):
-        """(first frame, render) of a clip, drawn at random; a video shorter than a clip starts at 0."""
-        start = torch.randint(max(1, len(self.target) - self.frames + 1), (), generator=rng).item()
-        return start, torch.randint(len(self.renders), (), generator=rng).item()
+        """(target, render, first frame) of a clip, drawn at random; a video shorter than a clip starts at 0."""
+        target, renders = self.sequences[torch.randint(len(self.sequences), (), generator=rng).item()]
+        start = torch.randint(max(1, len(self.read(target)) - self.clip_shape[0] + 1), (), generator=rng).item()
+        return target, renders[torch.randint(len(renders), (), generator=rng).item()], start
 
-    def clip(self, frames, start, device, dtype):
+    def clip(self, path, start, device, dtype):
         """Frames from `start` on, [1, F, 3, H, W] in [-1, 1]; a video that ends early repeats its last frame."""
-        clip = torch.from_numpy(video.fit_length(frames[start:], self.frames)).to(device)
+        clip = torch.from_numpy(video.fit_length(self.read(path)[start:], self.clip_shape[0])).to(device)
         return (clip.permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)[None]
+
+    def latents(self, pipe, draw, rng, device, dtype):
+        """(x0, condition) of a pair drawn by `draw`, encoded with the randomness of `rng`, [1, f, 16, h, w]."""
+        target, render, start = self.draw(draw)
+        x0 = pipe.encode(self.clip(target, start, device, dtype), rng)
+        return x0, pipe.encode(add_noise(self.clip(render, start, device, dtype), rng), rng)
+
+
+def add_noise(clip, rng):
+    """Pixel noise of sigma = exp(N(-3, 0.5)) on a clip in [-1, 1], as CogNVS was trained."""
+    sigma = torch.exp(torch.randn((), generator=rng, device=clip.device) * 0.5 - 3)
+    return clip + (sigma * torch.randn(clip.shape, generator=rng, device=clip.device)).to(clip.dtype)
 
 
 @torch.no_grad()
 def training_sample(pipe, pairs, seed, rank, step, device, dtype):
-    """What one rank trains on in one step: (x0, condition, noise, timestep), latents [1, f, 16, h, w].
-
-    The condition is the render with pixel noise of sigma = exp(N(-3, 0.5)), as CogNVS was trained.
-    """
-    start, render = pairs.draw(generator(seed, "clip", rank, step))
+    """What one rank trains on in one step: (x0, condition, noise, timestep), latents [1, f, 16, h, w]."""
     rng = generator(seed, "noise", rank, step, device)
-    x0 = pipe.encode(pairs.clip(pairs.target, start, device, dtype), rng)
-    clip = pairs.clip(pairs.renders[render], start, device, dtype)
-    sigma = torch.exp(torch.randn((), generator=rng, device=device) * 0.5 - 3)
-    condition = pipe.encode(clip + (sigma * torch.randn(clip.shape, generator=rng, device=device)).to(dtype), rng)
+    x0, condition = pairs.latents(pipe, generator(seed, "clip", rank, step), rng, device, dtype)
     timestep = torch.randint(pipe.scheduler.config.num_train_timesteps, (1,), generator=rng, device=device)
     noise = torch.randn(x0.shape, generator=rng, device=device).to(dtype)
     return x0, condition, noise, timestep
+
+
+def training_batch(pipe, pairs, seed, rank, step, size, device, dtype):
+    """`size` training samples, one after the other along the first axis."""
+    samples = [training_sample(pipe, pairs, seed, rank, step * size + i, device, dtype) for i in range(size)]
+    return [torch.cat(part) for part in zip(*samples, strict=True)]

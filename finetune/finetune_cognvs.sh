@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 model_path="../checkpoints/CogVideoX-5b-I2V"               # base model
 transformer_id="../checkpoints/cognvs_ckpt_inpaint"        # CogNVS inpainting weights to start from
 output_dir="../checkpoints/cognvs_ckpt_finetuned_room"     # where checkpoints and logs go
-base_dir_input="../demo_data/room"                         # sequence folder with training pairs
+base_dir_input="../demo_data/room"                         # sequence folder with training pairs, or a folder of such
 
 train_epochs=200               # optimiser steps
 checkpointing_steps=200        # steps between checkpoints; the last step always writes one
@@ -26,7 +26,9 @@ beta2=0.95
 epsilon=1e-8
 weight_decay=1e-4
 max_grad_norm=1.0
-gradient_accumulation_steps=1  # samples a GPU makes before each optimiser step
+batch_size=1                   # samples a GPU takes at once
+gradient_accumulation_steps=1  # times it does so before each optimiser step
+ema_decay=0                    # above 0: also keep the running mean of the weights, checkpoint-N/ema_transformer
 gradient_checkpointing=True    # less memory, a third more time
 seed=42
 accelerate_config="${accelerate_config:-accelerate_config.yaml}"
@@ -37,6 +39,7 @@ set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_di
     --do_validation "$do_validation" --validation_steps "$validation_steps" --learning_rate "$learning_rate" \
     --lr_scheduler "$lr_scheduler" --lr_warmup_steps "$lr_warmup_steps" --beta1 "$beta1" --beta2 "$beta2" \
     --epsilon "$epsilon" --weight_decay "$weight_decay" --max_grad_norm "$max_grad_norm" \
+    --batch_size "$batch_size" --ema_decay "$ema_decay" \
     --gradient_accumulation_steps "$gradient_accumulation_steps" --gradient_checkpointing "$gradient_checkpointing" \
     --seed "$seed" "$@"
 

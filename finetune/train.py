@@ -40,9 +40,9 @@ def parse_args():
     for name in ("model_path", "transformer_id", "output_dir", "base_dir_input"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     for name in ("train_epochs", "checkpointing_steps", "checkpointing_limit", "validation_steps", "lr_warmup_steps",
-                 "gradient_accumulation_steps", "seed"):
+                 "batch_size", "gradient_accumulation_steps", "seed"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm"):
+    for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm", "ema_decay"):
         parser.add_argument(f"--{name}", type=float, required=True)
     for name in ("do_validation", "gradient_checkpointing"):
         parser.add_argument(f"--{name}", type=truth, required=True)
@@ -54,7 +54,7 @@ def parse_args():
 
 def check(args):
     """Raise InputError for whatever can be known to be wrong before the models are loaded."""
-    for name in ("train_epochs", "checkpointing_steps", "checkpointing_limit", "validation_steps",
+    for name in ("train_epochs", "checkpointing_steps", "checkpointing_limit", "validation_steps", "batch_size",
                  "gradient_accumulation_steps"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
@@ -62,16 +62,21 @@ def check(args):
         ("learning_rate", 0 < args.learning_rate < 1), ("beta1", 0 <= args.beta1 < 1), ("beta2", 0 <= args.beta2 < 1),
         ("epsilon", 0 < args.epsilon < 1), ("weight_decay", 0 <= args.weight_decay < 1),
         ("max_grad_norm", 0 < args.max_grad_norm < math.inf), ("lr_warmup_steps", args.lr_warmup_steps >= 0),
+        ("ema_decay", 0 <= args.ema_decay < 1),
     ):  # fmt: skip
         if not good:
             raise InputError(f"--{name} {getattr(args, name)}: out of range; finetune_cognvs.sh holds the usual value")
-    for name in ("model_path", "transformer_id", "base_dir_input"):
+    traced = str(args.base_dir_input).startswith("scenes:")
+    for name in ("model_path", "transformer_id") + (() if traced else ("base_dir_input",)):
         path = getattr(args, name)
         if not path.is_dir():
             raise InputError(f"--{name} {path}: no folder at {path.resolve()}; paths are relative to finetune/")
     pipeline.check_base(args.model_path)
     pipeline.find_weights(args.transformer_id)
-    dataset.find_pairs(args.base_dir_input)
+    for sequence in () if traced else dataset.find_sequences(args.base_dir_input):
+        dataset.find_pairs(sequence)
+    if traced and args.do_validation:
+        raise InputError("--do_validation True: ray-traced scenes have no renders to inpaint; give False")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new name")
     step, _ = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
@@ -107,7 +112,7 @@ def make_accelerator(args):
     if not config.get("bf16", {}).get("enabled") or "optimizer" in config or "scheduler" in config:
         raise InputError("the DeepSpeed JSON must enable bf16 and name no optimizer or scheduler: those are set in "
                          "finetune_cognvs.sh")
-    config |= {"train_micro_batch_size_per_gpu": 1, "gradient_clipping": args.max_grad_norm,
+    config |= {"train_micro_batch_size_per_gpu": args.batch_size, "gradient_clipping": args.max_grad_norm,
                "gradient_accumulation_steps": args.gradient_accumulation_steps}
     return accelerator
 
@@ -134,13 +139,12 @@ def open_log(path, step):
 
 def validate(args, pipe, pairs, embedding, step, device):
     """Inpaint the first training render, write render | output | target side by side, and return the PSNR."""
-    videos = (pairs.renders[0], pairs.target)
-    render, target = (pairs.clip(frames, 0, device, torch.float32)[0] / 2 + 0.5 for frames in videos)
+    target, renders = pairs.sequences[0]
+    render, truth = (pairs.clip(path, 0, device, torch.float32)[0] / 2 + 0.5 for path in (renders[0], target))
     out = pipe.inpaint(render, embedding, 50, torch.Generator().manual_seed(args.seed)).to(device)
-    row = (torch.cat([render, out, target], 3) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    info = video.probe(args.base_dir_input / "gt_rgb.mp4")
-    video.write_video(args.output_dir / "validation" / f"step-{step}.mp4", row, info)
-    return metrics.psnr(out.cpu().numpy(), target.cpu().numpy())
+    row = (torch.cat([render, out, truth], 3) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    video.write_video(args.output_dir / "validation" / f"step-{step}.mp4", row, video.probe(target))
+    return metrics.psnr(out.cpu().numpy(), truth.cpu().numpy())
 
 
 def save_settings(args, accelerator):
@@ -160,9 +164,9 @@ def optimiser_step(args, accelerator, model, optimizer, pipe, pairs, embedding, 
     for micro in range(args.gradient_accumulation_steps):
         number = step * args.gradient_accumulation_steps + micro
         with accelerator.accumulate(model):
-            sample = dataset.training_sample(pipe, pairs, args.seed, accelerator.process_index, number,
-                                             accelerator.device, embedding.dtype)
-            loss = denoising_loss(model, pipe.scheduler, *sample, embedding, rotary)
+            batch = dataset.training_batch(pipe, pairs, args.seed, accelerator.process_index, number, args.batch_size,
+                                           accelerator.device, embedding.dtype)
+            loss = denoising_loss(model, pipe.scheduler, *batch, embedding.expand(args.batch_size, -1, -1), rotary)
             accelerator.backward(loss)  # under DeepSpeed this steps the optimizer too
         losses.append(loss.detach())
     return accelerator.gather(torch.stack(losses).mean()[None]).tolist(), float(model.get_global_grad_norm())
@@ -178,11 +182,12 @@ def train(args):
         pipe.vae.enable_tiling()  # the training state is still to come
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, torch.bfloat16)
     embedding = embedding.to(device)
-    pairs = dataset.Pairs(args.base_dir_input, pipe.clip_shape)
+    pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, accelerator.process_index)
 
     transformer = pipe.transformer.requires_grad_(True).train()
     if args.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
+    mean = checkpoint.make_mean(transformer, args.ema_decay, resume) if args.ema_decay else None
     optimizer = torch.optim.AdamW(transformer.parameters(), args.learning_rate, (args.beta1, args.beta2), args.epsilon,
                                   args.weight_decay)
     model, optimizer = accelerator.prepare(transformer, optimizer)
@@ -191,7 +196,7 @@ def train(args):
     if main_process:
         save_settings(args, accelerator)
         log = open_log(args.output_dir / "train_log.csv", start)
-        print(f"{args.base_dir_input}: {len(pairs.renders)} training pairs, {accelerator.num_processes} processes on "
+        print(f"{args.base_dir_input}: {pairs}, {accelerator.num_processes} processes on "
               f"{device.type}, steps {start} to {args.train_epochs}")
 
     progress = tqdm(range(start, args.train_epochs), initial=start, total=args.train_epochs, unit="step",
@@ -199,6 +204,8 @@ def train(args):
     for step in progress:
         began = time.time()
         losses, norm = optimiser_step(args, accelerator, model, optimizer, pipe, pairs, embedding, step)
+        if mean:
+            mean.step(transformer.parameters())
         done, loss, lr = step + 1, sum(losses) / len(losses), learning_rate(args, step)
         progress.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.2e}", grad_norm=f"{norm:.3f}")
         if main_process:
@@ -209,7 +216,7 @@ def train(args):
                 progress.write(f"step {done}: PSNR {validate(args, pipe, pairs, embedding, done, device):.2f} dB")
             accelerator.wait_for_everyone()
         if done % args.checkpointing_steps == 0 or done == args.train_epochs:
-            folder = checkpoint.save(accelerator, model, args.output_dir, done, args.checkpointing_limit)
+            folder = checkpoint.save(accelerator, model, args.output_dir, done, args.checkpointing_limit, mean)
             if main_process:
                 progress.write(f"wrote {folder}")
     if main_process:

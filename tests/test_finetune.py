@@ -71,34 +71,48 @@ def test_every_rank_and_step_draws_its_own_sample(pipe, pairs):
         assert not torch.equal(first[3], other[3])  # timestep
         assert (first[2] - other[2]).abs().mean() > 0.5  # noise
     draws = [pairs.draw(dataset.generator(42, "clip", rank, step)) for rank in range(4) for step in range(20)]
-    assert {render for _, render in draws} == {0, 1, 2} and {start for start, _ in draws} == {0}
+    assert {render.name for _, render, _ in draws} == {f"train_render{i}.mp4" for i in (1, 2, 3)}
+    assert {start for _, _, start in draws} == {0}
 
 
 def test_a_sample_is_the_noised_render_and_the_target_of_one_window(pairs):
     """With an encoder that does nothing: x0 is the target's window, the condition the render's with its pixel noise."""
     pipe = type("Pipe", (), {"encode": staticmethod(lambda clip, rng: clip), "scheduler": type("S", (), {
         "config": type("C", (), {"num_train_timesteps": 1000})})})  # fmt: skip
-    long = dataset.Pairs.__new__(dataset.Pairs)
-    long.frames, steps = 5, range(60)
-    long.target = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
-    long.renders, log_sigmas = [long.target + 100], []
-    for step in steps:
+    target = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
+    long, log_sigmas = pairs_of_arrays(5, {"target": target, "render": target + 100}), []
+    for step in range(60):
         x0, condition, _, _ = dataset.training_sample(pipe, long, 42, 0, step, CPU, torch.float32)
-        start, _ = long.draw(dataset.generator(42, "clip", 0, step))
-        torch.testing.assert_close(x0, long.clip(long.target, start, CPU, torch.float32))
-        noise = condition - long.clip(long.renders[0], start, CPU, torch.float32)
+        _, _, start = long.draw(dataset.generator(42, "clip", 0, step))
+        torch.testing.assert_close(x0, long.clip("target", start, CPU, torch.float32))
+        noise = condition - long.clip("render", start, CPU, torch.float32)
         log_sigmas.append(noise.std().log().item())
     assert np.mean(log_sigmas) == pytest.approx(-3, abs=0.25) and np.std(log_sigmas) == pytest.approx(0.5, abs=0.15)
 
 
-def test_a_longer_video_starts_anywhere_and_a_shorter_one_repeats_its_last_frame(pairs):
-    long, short = dataset.Pairs.__new__(dataset.Pairs), dataset.Pairs.__new__(dataset.Pairs)
-    long.frames = short.frames = 17
-    long.target, short.target = np.zeros((20, 8, 8, 3), np.uint8), np.arange(5, dtype=np.uint8)[:, None, None, None]
-    long.renders = short.renders = [long.target]
-    assert {long.draw(dataset.generator(0, "clip", 0, s))[0] for s in range(60)} == {0, 1, 2, 3}
-    clip = short.clip(short.target, 0, CPU, torch.float32)
+def pairs_of_arrays(frames, videos):
+    """Pairs of one sequence whose videos, target and render, are arrays."""
+    pairs = dataset.Pairs.__new__(dataset.Pairs)
+    pairs.clip_shape, pairs.sequences, pairs.read = (frames, 8, 8), [("target", ["render"])], videos.get
+    return pairs
+
+
+def test_a_longer_video_starts_anywhere_and_a_shorter_one_repeats_its_last_frame():
+    long = pairs_of_arrays(17, {"target": np.zeros((20, 8, 8, 3), np.uint8)})
+    assert {long.draw(dataset.generator(0, "clip", 0, s))[2] for s in range(60)} == {0, 1, 2, 3}
+    short = pairs_of_arrays(17, {"target": np.arange(5, dtype=np.uint8)[:, None, None, None]})
+    clip = short.clip("target", 0, CPU, torch.float32)
     assert ((clip + 1) * 127.5).round().flatten().tolist() == [0, 1, 2, 3, 4] + [4] * 12
+
+
+def test_a_folder_of_sequences_is_sampled_evenly(model, sequence_folder, pipe, tmp_path):
+    for name in "abc":
+        (tmp_path / name).symlink_to(sequence_folder)
+    many = dataset.open_pairs(tmp_path, model / "base", pipe.clip_shape)
+    drawn = [many.draw(dataset.generator(0, "clip", 0, step))[0].parent.name for step in range(120)]
+    assert all(25 <= drawn.count(name) <= 55 for name in "abc")
+    x0, condition, noise, timestep = dataset.training_batch(pipe, many, 0, 0, 0, 2, CPU, torch.float32)
+    assert len(x0) == len(condition) == len(noise) == len(timestep) == 2 and timestep[0] != timestep[1]
 
 
 def test_the_loss_on_a_fixed_sample_goes_down(model, pairs):

@@ -1,9 +1,10 @@
 """Make a base folder and inpainting weights of random numbers, in the layout of the real ones.
 
-    python toolbox/make_tiny_checkpoint.py --output_dir checkpoints/tiny
+    python toolbox/make_tiny_checkpoint.py --output_dir /tmp/tiny
 
-writes checkpoints/tiny/base (like CogVideoX-5b-I2V) and checkpoints/tiny/cognvs_ckpt_inpaint. --size tiny is a few MB
-and runs on a laptop's CPU; --size 5b has the real sizes, for trying speed and memory (32 GB of disk in bf16).
+writes OUTPUT_DIR/base (like CogVideoX-5b-I2V) and OUTPUT_DIR/cognvs_ckpt_inpaint. --size tiny is a few MB, for tests;
+small is the model of checkpoints/tiny before its training; 5b has the real sizes, for trying speed and memory (32 GB of
+disk in bf16).
 """
 
 import argparse
@@ -36,6 +37,17 @@ TINY_TRANSFORMER = {
 }  # fmt: skip
 TINY_VAE = {"block_out_channels": [8, 16, 16, 16], "layers_per_block": 1, "norm_num_groups": 4}
 TINY_T5 = {"vocab_size": 128, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+SMALL_TRANSFORMER = TINY_TRANSFORMER | {
+    "num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 5, "time_embed_dim": 64, "sample_height": 16,
+    "sample_width": 24, "use_learned_positional_embeddings": False,
+}  # fmt: skip
+SMALL_VAE = {
+    "block_out_channels": [16, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 8, "sample_height": 128,
+    "sample_width": 192,
+}  # fmt: skip
+SIZES = {
+    "tiny": (TINY_TRANSFORMER, TINY_VAE, TINY_T5), "small": (SMALL_TRANSFORMER, SMALL_VAE, TINY_T5), "5b": ({}, {}, {}),
+}  # fmt: skip
 SCHEDULER = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
     "num_train_timesteps": 1000, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
@@ -46,7 +58,7 @@ SCHEDULER = {
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--size", choices=("tiny", "5b"), default="tiny")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--frames", type=int, default=49, help="of a clip: 8k + 1")
     parser.add_argument("--height", type=int, help="of a clip in pixels, a multiple of 16; 96 (tiny) or 480 by default")
     parser.add_argument("--width", type=int, help="of a clip in pixels, a multiple of 16; 144 (tiny) or 720 by default")
@@ -58,11 +70,11 @@ def parse_args():
 
 def configs(args):
     """(transformer, vae, t5) configurations."""
-    tiny = args.size == "tiny"
-    transformer = TRANSFORMER | (TINY_TRANSFORMER if tiny else {}) | {"sample_frames": args.frames}
+    transformer, vae, t5 = (a | b for a, b in zip((TRANSFORMER, VAE, T5), SIZES[args.size], strict=True))
+    transformer |= {"sample_frames": args.frames}
     transformer |= {"sample_height": args.height // 8} if args.height else {}
     transformer |= {"sample_width": args.width // 8} if args.width else {}
-    return transformer, VAE | (TINY_VAE if tiny else {}), T5 | (TINY_T5 if tiny else {})
+    return transformer, vae, t5
 
 
 def randomise(model):
@@ -110,7 +122,8 @@ def main():
             args.output_dir / "cognvs_ckpt_inpaint": lambda: CogVideoXTransformer3DModel.from_config(transformer),
         }
         for folder, make in parts.items():
-            randomise(make().to(dtype)).save_pretrained(folder)
+            model = make().to(dtype)
+            (model if args.size == "small" else randomise(model)).save_pretrained(folder)
             print(f"wrote {folder}")
     CogVideoXDPMScheduler.from_config(SCHEDULER).save_pretrained(base / "scheduler")
     save_tokenizer(base / "tokenizer", 64)

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file, save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from make_tiny_checkpoint import VAE
+from make_tiny_checkpoint import SMALL_VAE, VAE
 
 from utils import cli, clips, fast_vae, metrics, scenes, trajectory, video
 
@@ -38,13 +39,13 @@ def parse_args():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--resume", type=Path, help="state.safetensors of an earlier piece")
     parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes; each piece should have its own")
-    parser.add_argument("--channels", type=int, nargs=4, default=(16, 32, 64, 64))
     parser.add_argument("--shape", type=int, nargs=3, default=(49, 128, 192), help="frames, height, width of a clip")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=8e-4)
-    parser.add_argument("--pool", type=int, default=1500, help="scenes kept in memory")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--producers", nargs="+", default=["cuda"] * 6, help="device of each process that ray-traces")
+    parser.add_argument("--pool", type=int, default=500, help="scenes a process keeps, made before the first step")
+    parser.add_argument("--refresh", type=int, default=2, help="steps after which a new scene replaces the oldest")
+    parser.add_argument("--producers", type=int, default=6, help="processes that ray-trace for each that trains")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--freeze_encoder", action="store_true", help="leave the latents as they are")
     return parser.parse_args()
 
@@ -108,10 +109,7 @@ def reconstruct(vae, rgb):
 
 
 def make_vae(args):
-    vae = AutoencoderKLCogVideoX.from_config(VAE | {
-        "block_out_channels": args.channels, "layers_per_block": 1, "norm_num_groups": 8,
-        "sample_height": args.shape[1], "sample_width": args.shape[2],
-    })  # fmt: skip
+    vae = AutoencoderKLCogVideoX.from_config(VAE | SMALL_VAE)
     if args.resume:
         vae.load_state_dict(load_file(args.resume))
     if args.freeze_encoder:
@@ -134,41 +132,60 @@ def save(args, vae, mean, deviation):
     print(f"wrote {args.output_dir}")
 
 
+class Objective(torch.nn.Module):
+    """loss_of as a module, as distributed training wants it."""
+
+    def __init__(self, vae):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x):
+        return loss_of(self.vae, x)
+
+
 def main():
     args = parse_args()
-    device = torch.device(args.device)
-    torch.manual_seed(args.first_seed)
+    accelerator = Accelerator(mixed_precision="bf16", cpu=not torch.cuda.is_available())
+    device, rank = accelerator.device, accelerator.process_index
+    torch.manual_seed(args.first_seed + rank)
     torch.backends.cudnn.benchmark = True
     vae = make_vae(args).to(device)
     mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], betas=(0.9, 0.99), fused=True)
-    stream = clips.Stream(functools.partial(make_item, args.shape), args.first_seed, args.producers)
-    pool, checks, seen = deque(stream.take(wait=True), args.pool), validation_clips(args.shape, device), 0
+    if args.compile:
+        vae.encoder.compile()
+        vae.decoder.compile()
+    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], betas=(0.9, 0.99))
+    objective, optimizer = accelerator.prepare(Objective(vae), optimizer)
+    first = args.first_seed + 100_000 * rank
+    stream = clips.Stream(functools.partial(make_item, args.shape), first, [str(device)] * args.producers)
+    items = (item for _ in itertools.count() for item in stream.take(wait=True))
+    pool = deque(itertools.islice(items, args.pool), args.pool)
+    checks = validation_clips(args.shape, device)
     start = shown = time.time()
-    progress = tqdm(itertools.count(1), unit="step", desc="VAE")
+    progress = tqdm(itertools.count(1), unit="step", desc="VAE", disable=rank > 0)
     for step in progress:
-        new = stream.take(wait=False)
-        pool.extend(new)
-        seen += len(new)
-        share = (time.time() - start) / (60 * args.minutes)
+        if step % args.refresh == 0:
+            pool.append(next(items))
+        share = min(1, (time.time() - start) / (60 * args.minutes))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, share)
-        x = draw(pool, args.batch_size, min(17, args.shape[0]), device)
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(vae, x)
+        loss = objective(draw(pool, args.batch_size, min(17, args.shape[0]), device))
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         mean.update_parameters(vae)
-        if time.time() - shown > 60 or share >= 1:
+        done = step % 50 == 0 and accelerator.gather(torch.tensor([share], device=device)).max().item() >= 1
+        if rank == 0 and (done or time.time() - shown > 60):
             shown = time.time()
             whole, known, deviation = validate(mean.module, checks)
-            progress.write(f"{shown - start:.0f} s, step {step}, {seen} scenes: loss {loss.item():.4f}, PSNR "
-                           f"{whole:.2f} dB, known pixels beside holes {known:.2f} dB, latents {deviation:.3f}")
-        if share >= 1:
+            progress.write(f"{shown - start:.0f} s, step {step}: loss {loss.item():.4f}, PSNR {whole:.2f} dB, "
+                           f"known pixels beside holes {known:.2f} dB, latents {deviation:.3f}")
+        if done:
             break
-    save(args, vae, mean, deviation)
+    if rank == 0:
+        save(args, vae, mean, deviation)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

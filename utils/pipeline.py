@@ -17,6 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from utils import fast_vae
 from utils.cli import InputError
 
 # What the untiled VAE needs beside the weights, measured at 49 x 480 x 720 in bf16. With less free it works in tiles.
@@ -105,10 +106,15 @@ def load_model(cls, path, dtype):
     return model.requires_grad_(False).eval()
 
 
+def load_vae(model_path, dtype):
+    """The base's VAE."""
+    check_base(Path(model_path))
+    return fast_vae.speed_up(load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype))
+
+
 def load_pipeline(model_path, weights, dtype, device):
     """The pipeline of the base's VAE and scheduler and the transformer of `weights`; no text encoder is loaded."""
-    check_base(Path(model_path))
-    vae = load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype)
+    vae = load_vae(model_path, dtype)
     transformer = load_model(CogVideoXTransformer3DModel, Path(weights), dtype)
     if transformer.config.in_channels != 2 * vae.config.latent_channels:
         raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "

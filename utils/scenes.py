@@ -53,8 +53,8 @@ WAINSCOT, SKIRTING = 0.82, 0.13  # heights [m]
 class Body:
     """A convex thing that drifts, hops, turns about the vertical and rolls, all evenly in time."""
 
-    kind: str  # sphere, box, cylinder (upright)
-    half: tuple[float, float, float]  # half extents [m]
+    kind: str  # sphere, box, ellipsoid, and upright: cylinder, cone
+    half: tuple[float, float, float]  # half extents [m]; of a cone: radius below, half its height, radius above
     at: tuple[float, float, float]
     texture: Texture
     drift: tuple[float, float] = (0.0, 0.0)  # x, z [m a clip]
@@ -76,6 +76,17 @@ class Scene:
     eye: tuple[float, float, float]  # the first camera's position
     target: tuple[float, float, float]  # and what it looks at
     sway: tuple[tuple[float, float, float], ...]  # amplitude, cycles a clip, phase, for each of SWAY
+
+    open_air, power, penumbra = False, 3.4, PENUMBRA
+
+    @property
+    def tints(self) -> tuple:
+        """Linear RGB of the light and of what comes from below and from above."""
+        return LAMP, BELOW, ABOVE
+
+    def paint(self, p: Tensor, n: Tensor, w: Tensor) -> Tensor:
+        """Colour [3, n] of the room at p [3, n] in the world, facing n, seen w [n] metres wide."""
+        return _room_colour(self, p, n, w)
 
 
 class Solid(NamedTuple):
@@ -206,8 +217,8 @@ def _apart(a: Body, b: Body) -> bool:
     """Whether the two stay clear of each other."""
     x, z, dx, dz = a.at[0] - b.at[0], a.at[2] - b.at[2], a.drift[0] - b.drift[0], a.drift[1] - b.drift[1]
     t = min(max(-(x * dx + z * dz) / (dx * dx + dz * dz + 1e-9), 0), 1)
-    need = 0.05 + sum(math.hypot(s.half[0], s.half[2]) if s.kind == "box" else s.half[0] for s in (a, b))
-    return math.hypot(x + t * dx, z + t * dz) > need
+    wide = [math.hypot(s.half[0], s.half[2]) if s.kind == "box" else max(s.half[0], s.half[2]) for s in (a, b)]
+    return math.hypot(x + t * dx, z + t * dz) > 0.05 + sum(wide)
 
 
 # ---- rays ------------------------------------------------------------------------------------------------------------
@@ -261,11 +272,14 @@ def _interval(solid: Solid, origin: Tensor, ray: Tensor) -> tuple[Tensor, Tensor
     o, d, half = solid.local(origin), solid.turned(ray), solid.half
     if solid.kind == "sphere":
         return _disc(half[0], o, d)
+    if solid.kind == "ellipsoid":
+        radii = o.new_tensor(half)[:, None]
+        return _disc(1, o / radii, d / radii)
     spans = [_slab(half[1], o[:, 1], d[:, 1])]
     if solid.kind == "box":
         spans += [_slab(half[i], o[:, i], d[:, i]) for i in (0, 2)]
     else:
-        spans += [_disc(half[0], o[:, ::2], d[:, ::2])]
+        spans += [_cone(half, o, d) if solid.kind == "cone" else _disc(half[0], o[:, ::2], d[:, ::2])]
     return torch.stack([s[0] for s in spans]).amax(0), torch.stack([s[1] for s in spans]).amin(0)
 
 
@@ -284,12 +298,40 @@ def _disc(radius: float, o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
     return middle - reach, middle + reach
 
 
+def _cone(half: tuple, o: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """The endless cone's half that has the body, measured from the ray's nearest point to the body's centre."""
+    middle = -(o * d).sum(1) / (d * d).sum(1)
+    x, y, z = (o + middle[:, None] * d).unbind(1)
+    radius, slope = _taper(half, y)
+    widening = slope * d[:, 1]
+    a = d[:, 0] ** 2 + d[:, 2] ** 2 - widening**2
+    a = torch.where(a.abs() < 1e-6, 1e-6, a)
+    b, inside = x * d[:, 0] + z * d[:, 2] - radius * widening, radius**2 - x * x - z * z
+    inside = b * b + a * inside
+    root = inside.abs().sqrt().copysign(inside)
+    near, far = (-b - root) / a, (-b + root) / a
+    steep = (a < 0) * widening  # such a ray crosses both halves of the cone
+    return near.masked_fill(steep < 0, -1e6) + middle, far.masked_fill(steep > 0, 1e6) + middle
+
+
+def _taper(half: tuple, y: Tensor) -> tuple[Tensor, float]:
+    """A cone's radius at height -y above its middle, and how fast it grows downwards."""
+    slope = (half[0] - half[2]) / (2 * half[1])
+    return (half[0] + half[2]) / 2 + slope * y, slope
+
+
 def _faces(kind: str, half: tuple, x: Tensor, y: Tensor, z: Tensor) -> list[Tensor]:
     """How far points are outside each face."""
     if kind == "box":
         return [x.abs() - half[0], y.abs() - half[1], z.abs() - half[2]]
     if kind == "sphere":
         return [(x * x + y * y + z * z).sqrt() - half[0]]
+    if kind == "ellipsoid":  # to first order
+        a, b = (sum((v / h**k) ** 2 for v, h in zip((x, y, z), half, strict=True)).sqrt() for k in (1, 2))
+        return [a * (a - 1) / b.clamp_min(1e-6)]
+    if kind == "cone":
+        radius, slope = _taper(half, y)
+        return [((x * x + z * z).sqrt() - radius) / math.hypot(1, slope), y.abs() - half[1]]
     return [(x * x + z * z).sqrt() - half[0], y.abs() - half[1]]
 
 
@@ -308,6 +350,11 @@ def _normal(kind: str, half: tuple, p: Tensor) -> Tensor:
     side = p / half[0]
     if kind == "sphere":
         return side
+    if kind == "ellipsoid":
+        return F.normalize(p / p.new_tensor(half)[:, None] ** 2, dim=0)
+    if kind == "cone":
+        side = F.normalize(torch.stack([p[0], -_taper(half, p[1])[1] * p[::2].norm(dim=0), p[2]]), dim=0)
+        return torch.where(face == 0, side, torch.stack([0 * p[0], sign[1], 0 * p[0]]))
     return torch.stack([side[0] * (face == 0), sign[1] * (face == 1), side[2] * (face == 0)])
 
 
@@ -325,20 +372,22 @@ def _shade(scene: Scene, solids: list[Solid], origin: Tensor, ray: Tensor, spaci
     facing = (normal * lamp).sum(1).clamp_min(0)
     halfway = lamp - view
     glint = gloss * ((normal * halfway).sum(1) / _length(halfway, 1)).clamp_min(0) ** 48 * (facing > 0)
-    power = 3.4 * _lit(solids, point, lamp, away, owner) / (0.45 + 0.06 * away**2)
+    power = scene.power * _lit(solids, point, lamp, away, owner, scene.penumbra) / (0.45 + 0.06 * away**2)
     room, up = _openness(solids, point + REACH * normal), 0.5 - 0.5 * normal[:, 1]
-    lamp, below, above = torch.tensor((LAMP, BELOW, ABOVE), device=point.device)[..., None]
+    lamp, below, above = torch.tensor(scene.tints, device=point.device)[..., None]
     direct, ambient = lamp * power[:, None], torch.lerp(below, above, up[:, None]) * room[:, None]
-    return colour * (direct * facing[:, None] + ambient) + direct * glint[:, None]
+    light = colour * (direct * facing[:, None] + ambient) + direct * glint[:, None]
+    sky = scene.open_air & (owner == 0) & (normal[:, 1] > -0.5)
+    return torch.where(sky[:, None], colour, light)
 
 
-def _lit(solids: list[Solid], point: Tensor, lamp: Tensor, away: Tensor, owner: Tensor) -> Tensor:
+def _lit(solids: list[Solid], point: Tensor, lamp: Tensor, away: Tensor, owner: Tensor, penumbra: float) -> Tensor:
     """How much of the light is seen [B, P], by each body's distance about where the way to the light passes nearest."""
     lit = torch.ones_like(away)
     for i, solid in enumerate(solids[1:], 1):
         near, far = _interval(solid, point, lamp)
         t = torch.minimum((near + far).clamp_min(0) / 2, away)
-        clear = _distance(solid, point + t[:, None] * lamp) / (PENUMBRA * t / away + 0.003)
+        clear = _distance(solid, point + t[:, None] * lamp) / (penumbra * t / away + 0.003)
         lit = lit * smooth(0.5 + 0.5 * clear).masked_fill(owner == i, 1)  # a convex body shades itself by its normal
     return lit
 
@@ -372,7 +421,7 @@ def _surfaces(scene: Scene, solids: list[Solid], point: Tensor, owner: Tensor, v
         n = _normal(solid.kind, solid.half, p) * (1 if i else -1)
         normal = (solid.axes[at // wide.shape[1]].permute(1, 2, 0) * n).sum(1)
         w = wide.flatten()[at] / (normal * _rows(view)[:, at]).sum(0).abs().clamp_min(0.05).sqrt()
-        colour = textures.colour(body.texture, p, n, w) if i else _room_colour(scene, p + solid.centre[0], n, w)
+        colour = textures.colour(body.texture, p, n, w) if i else scene.paint(p + solid.centre[0], n, w)
         gloss = body.texture.gloss if i else scene.floor.gloss * (n[1] < -0.5)
         found[:3, at], found[3:6, at], found[6, at] = normal, colour, gloss
     found = found.unflatten(1, wide.shape).transpose(0, 1)  # [7, B P] -> [B, 7, P]

@@ -173,7 +173,88 @@ def _books(p, q, n, w):
     return smooth(3 * noise(book) - 1), 0.8 * (noise(book + 7) > 0.6), torch.lerp(shade, 0 * w + 0.5, board)
 
 
+def _fine(w):
+    """1 where a unit is wide to see, 0 where it is less than two pixels."""
+    return (1.5 - 2 * w).clamp(0, 1)
+
+
+def _cobbles(p, q, n, w):
+    """Cells around jittered points: a stone each, darker towards its rim."""
+    u, v = face(q, n)
+    first, second, tone = 0 * u + 9, 0 * u + 9, 0 * u
+    for k in range(9):
+        cell = torch.stack([u.floor() + k % 3 - 1, v.floor() + k // 3 - 1, 0 * u])
+        far = torch.hypot(u - cell[0] - 0.2 - 0.6 * noise(cell), v - cell[1] - 0.2 - 0.6 * noise(cell + 9))
+        tone = torch.where(far < first, noise(cell + 5), tone)
+        first, second = torch.minimum(first, far), torch.minimum(second, torch.maximum(first, far))
+    gap = edge(0.12 + 0.08 * fbm(q * 5, 5 * w, 2) - (second - first), w + 0.04)
+    shade = (1 + 0.35 * fbm(q * 6, 6 * w)) * (1.12 - 0.45 * first**2 * _fine(w))
+    return torch.lerp(0 * w + 0.5, tone, _fine(w)), 0.85 * gap, shade
+
+
+def _tiles(p, q, n, w):
+    """Glazed squares: a ring about every corner, a star in every second middle."""
+    u, v = face(q, n)
+    cell = torch.stack([u.floor(), v.floor(), 0 * u])
+    x, y = (u - cell[0] - 0.5).abs(), (v - cell[1] - 0.5).abs()
+    ring = edge(0.06 - (torch.hypot(0.5 - x, 0.5 - y) - 0.33).abs(), w)
+    star = edge(0.26 - torch.minimum(torch.maximum(x, y) * 1.35, x + y), w) * ((cell[0] + cell[1]) % 2)
+    grout = torch.maximum(pulse(u + 0.015, 0.03, w), pulse(v + 0.015, 0.03, w))
+    shade = (0.8 + 0.3 * noise(cell) * _fine(w)) * (1 + 0.25 * fbm(q * 3, 3 * w)) * (1 - 0.6 * grout)
+    return torch.maximum(ring, edge(0.1 - torch.hypot(0.5 - x, 0.5 - y), w)), star, shade
+
+
+def _zebra(p, q, n, w):
+    wave = q[0] + 0.4 * q[1] + 0.5 * q[2] + 1.7 * fbm(q * 0.6, 0.6 * w, 2)
+    return pulse(wave, 0.52, 1.6 * w), 0 * w, 1 + 0.12 * fbm(q * 9, 9 * w, 2)
+
+
+def _weave(p, q, n, w):
+    """Basketwork around the vertical, 24 stakes to a turn."""
+    row = (4 * p[1]).floor()
+    over = 0.6 + 0.4 * torch.cos(12 * torch.atan2(p[0], p[2]) + math.pi * row)
+    shade = torch.lerp(0 * w + 0.6, over * (1.2 - 0.9 * (8 * p[1] - 2 * row - 1) ** 2), _fine(4 * w))
+    return noise(row.expand(3, -1)), 0.7 * (row % 5 == 0), shade * (1 + 0.5 * fbm(q * 9, 9 * w))
+
+
+def _leaves(p, q, n, w):
+    """Four layers of leaves in cells, the upper ones lighter; a few are blossoms."""
+    blend, mark, shade = 0.3 + 0 * w, 0 * w, 0.35 + 0 * w
+    for k in range(4):
+        q = q.sum(0) * (2 / 3) - q.roll(-1, 0)  # turned, as a lattice along the faces would show
+        x = q * (1 + 0.2 * k) + 7.7 * k
+        a, b, c = (noise(x.floor() + i) for i in (0, 9, 17))
+        x = x - x.floor() - 0.5 - 0.3 * (torch.stack([b, c, a]) - 0.5)
+        along = (x * F.normalize(torch.stack([a, b, c]) - 0.5, dim=0)).sum(0)
+        across = (x * x).sum(0) - along**2
+        leaf = edge(1 - (along / 0.45) ** 2 - across / 0.05, 6 * w + 0.1)
+        light = 0.55 + 0.12 * k + 0.5 * along - 0.25 * edge(0.003 - across, 0.1 * w + 0.003)
+        layer = zip((blend, mark, shade), (a, (c > 0.94).to(w), light), strict=True)
+        blend, mark, shade = (torch.lerp(below, value, leaf) for below, value in layer)
+    mean = zip((0.45, 0.0, 0.7), (blend, mark, shade), strict=True)
+    blend, mark, shade = (torch.lerp(0 * w + grey, value, _fine(w)) for grey, value in mean)
+    return blend, mark, shade * (1 + 0.5 * fbm(q * 0.35, 0.35 * w, 2))
+
+
+STROKES = ((0.2, 0.15, 0.32, 0.85), (0.2, 0.73, 0.75, 0.85), (0.2, 0.15, 0.75, 0.27), (0.2, 0.45, 0.7, 0.56),
+           (0.66, 0.15, 0.78, 0.56), (0.66, 0.45, 0.78, 0.85))  # fmt: skip
+
+
+def _glyphs(p, q, n, w):
+    """A framed letter of straight strokes in every unit, which reads from left to right on every face."""
+    u, v = face(q, n)
+    u = u * (n[0] - n[1] - n[2]).sign()
+    cell = torch.stack([u.floor(), v.floor(), (n * n.new_tensor([[3.0], [5], [7]])).sum(0).round()])
+    x, y, ink = u - cell[0], v - cell[1], 0 * u
+    for k, (left, low, right, high) in enumerate(STROKES):
+        inside = torch.minimum(torch.minimum(x - left, right - x), torch.minimum(y - low, high - y))
+        ink = torch.maximum(ink, edge(inside, w) * (noise(cell + 4 * k) > 0.15 + 0.08 * k))
+    rim = edge(torch.maximum((x - 0.5).abs(), (y - 0.5).abs()) - 0.43, w)
+    return rim, ink, 1 + 0.1 * fbm(q * 8, 8 * w)
+
+
 PATTERNS = {
     "planks": _planks, "bricks": _bricks, "paper": _paper, "paint": _paint, "rug": _rug, "marble": _marble,
     "stripes": _stripes, "beach": _beach, "checks": _checks, "speckle": _speckle, "crate": _crate, "books": _books,
+    "cobbles": _cobbles, "tiles": _tiles, "zebra": _zebra, "weave": _weave, "leaves": _leaves, "glyphs": _glyphs,
 }  # fmt: skip

@@ -55,7 +55,7 @@ def load_vae(model_path, device):
 def make_pairs(model_path, shape, seed, device):
     """Posteriors [1, 32, f, h, w] (mean, log variance) of the (target, render) pairs of one scene, float16 arrays."""
     vae, rng = load_vae(model_path, device), dataset.generator(seed, "scene", 0, 0, device)
-    clip, _ = clips.random_clip(seed, shape, device)
+    clip = clips.random_clip(seed, shape, device)
 
     def encode(rgb, noise):
         x = video.to_signed(rgb)[None].to(vae.dtype)

@@ -26,7 +26,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from make_tiny_checkpoint import SMALL_VAE, VAE
 
-from utils import cli, clips, fast_vae, metrics, scenes, trajectory, video
+from utils import cli, clips, fast_vae, metrics, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION_SEEDS = range(100, 106)  # of the set on which settings are chosen; training starts at 1,000
@@ -52,7 +52,8 @@ def parse_args():
 
 def make_item(shape, seed, device):
     """(the clip, the same with the holes of a camera move), each uint8 [F, H, W, 3] on the CPU."""
-    clip, cameras = clips.random_clip(seed, shape, device)
+    clip = clips.random_clip(seed, shape, device)
+    cameras = clips.path_cameras(clip, trajectory.random_keyframes(seed, 1)[0])
     render, _ = clips.render(clip, cameras, "train" if seed % 2 else "eval")
     return clip.rgb.cpu().numpy(), render.cpu().numpy()
 
@@ -82,7 +83,7 @@ def validation_clips(shape, device):
     """(clip, render with holes, its mask) of each of the scenes that settings are chosen on."""
     items = []
     for seed in VALIDATION_SEEDS:
-        clip = clips.make_clip(scenes.make_scene(seed), shape, shape[2], device)
+        clip = clips.random_clip(seed, shape, device)
         path = trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
         items.append((clip.rgb, *clips.render(clip, clips.path_cameras(clip, path), "eval")))
     return items

@@ -70,10 +70,10 @@ def truth(clip, cameras, samples=2):
 
 
 def random_clip(seed, shape, device):
-    """The clip of a random scene with a random lens, and a random path through it: (clip, cameras)."""
+    """The clip of a random room of the small model's world, filmed with a random lens."""
     rng = Random(f"clip {seed}")
-    clip = make_clip(scenes.make_scene(seed), shape, rng.uniform(0.8, 1.3) * shape[2], device)
-    return clip, path_cameras(clip, trajectory.random_keyframes(seed, 1)[0])
+    focal, coarse = rng.uniform(0.8, 1.3) * shape[2], rng.uniform(1.5, 2.5)  # finer patterns would be too fine for it
+    return make_clip(scenes.coarsen(scenes.make_scene(seed), coarse), shape, focal, device)
 
 
 class Stream:

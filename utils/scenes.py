@@ -6,7 +6,7 @@ its z-depth. Inside, vectors are [B, 3, P] (points of a batch of frames) or [3, 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from random import Random
 from typing import NamedTuple
@@ -128,6 +128,17 @@ def make_scene(seed: int) -> Scene:
         target=(0.0, -0.68, 0.0),
         sway=tuple((a * rng.uniform(0.6, 1), rng.uniform(0.4, 0.8), rng.uniform(0, 2 * math.pi)) for a in SWAY),
     )
+
+
+def coarsen(scene: Scene, factor: float) -> Scene:
+    """The scene with the patterns of its surfaces larger, but for those that fit the shape of their body."""
+    fits = "beach", "crate", "books"
+
+    def larger(texture: Texture) -> Texture:
+        return texture if texture.pattern in fits else replace(texture, scale=factor * texture.scale)
+
+    room, *bodies = (replace(body, texture=larger(body.texture)) for body in (scene.room, *scene.bodies))
+    return replace(scene, room=room, bodies=tuple(bodies), floor=larger(scene.floor), rug=larger(scene.rug))
 
 
 def frame_times(frames: int) -> Tensor:

@@ -7,6 +7,7 @@ data_gen: the warp alone, beside a straightforward implementation, and whole com
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -108,10 +109,14 @@ def run_command(folder, renders, device):
                str(device), "--num_train_render", str(renders)]
     begin = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
+    memory = 0
+    while process.poll() is None:  # not ru_maxrss, which starts at what this process has
+        match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+        memory = int(match[1]) / 2**20 if match else memory
+        time.sleep(0.02)
+    if process.returncode:
         raise cli.InputError(f"{' '.join(command)} failed; run it to see why")
-    return time.perf_counter() - begin, usage.ru_maxrss / 2**20
+    return time.perf_counter() - begin, memory
 
 
 def bench_data_gen(device):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from utils import scenes, trajectory, video, warp
 
+SOFTNESS = 1.5  # of random_clip: what is finer, 2.65 M parameters of VAE cannot hold
 FRAMES_AT_ONCE = 49  # that a GPU traces together; its memory grows with them
 
 
@@ -72,8 +73,8 @@ def truth(clip, cameras, samples=2):
 def random_clip(seed, shape, device):
     """The clip of a random room of the small model's world, filmed with a random lens."""
     rng = Random(f"clip {seed}")
-    focal, coarse = rng.uniform(0.8, 1.3) * shape[2], rng.uniform(1.5, 2.5)  # finer patterns would be too fine for it
-    return make_clip(scenes.coarsen(scenes.make_scene(seed), coarse), shape, focal, device)
+    focal, coarse = rng.uniform(0.8, 1.3) * shape[2], rng.uniform(1.5, 2.5)
+    return make_clip(scenes.coarsen(scenes.make_scene(seed), coarse, SOFTNESS), shape, focal, device)
 
 
 class Stream:

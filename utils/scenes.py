@@ -76,6 +76,7 @@ class Scene:
     eye: tuple[float, float, float]  # the first camera's position
     target: tuple[float, float, float]  # and what it looks at
     sway: tuple[tuple[float, float, float], ...]  # amplitude, cycles a clip, phase, for each of SWAY
+    softness: float = 1.0  # pixels over which patterns are blurred
 
     open_air, power, penumbra = False, 3.4, PENUMBRA
 
@@ -130,15 +131,16 @@ def make_scene(seed: int) -> Scene:
     )
 
 
-def coarsen(scene: Scene, factor: float) -> Scene:
-    """The scene with the patterns of its surfaces larger, but for those that fit the shape of their body."""
+def coarsen(scene: Scene, factor: float, softness: float) -> Scene:
+    """The scene with larger patterns, but for those that fit the shape of their body, blurred over more pixels."""
     fits = "beach", "crate", "books"
 
     def larger(texture: Texture) -> Texture:
         return texture if texture.pattern in fits else replace(texture, scale=factor * texture.scale)
 
     room, *bodies = (replace(body, texture=larger(body.texture)) for body in (scene.room, *scene.bodies))
-    return replace(scene, room=room, bodies=tuple(bodies), floor=larger(scene.floor), rug=larger(scene.rug))
+    return replace(scene, room=room, bodies=tuple(bodies), floor=larger(scene.floor), rug=larger(scene.rug),
+                   softness=softness)
 
 
 def frame_times(frames: int) -> Tensor:
@@ -243,7 +245,7 @@ def render(scene: Scene, c2w: Tensor, K: Tensor, height: int, width: int, time: 
     """
     c2w = c2w.double()
     inverse = torch.linalg.inv(K.to(c2w)).expand(len(c2w), 3, 3)
-    origin, spacing = c2w[:, :3, 3:].float(), inverse[:, :1, 0].float() / samples
+    origin, spacing = c2w[:, :3, 3:].float(), inverse[:, :1, 0].float() * scene.softness / samples
     solids = [_place(body, time.to(c2w)) for body in (scene.room, *scene.bodies)]
     offsets = [(i + 0.5) / samples - 0.5 for i in range(samples)]
     rays = (_rays(c2w, inverse, height, width, du, dv) for dv in offsets for du in offsets)

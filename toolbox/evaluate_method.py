@@ -1,0 +1,304 @@
+"""Measure inpainting and test-time finetuning on ray-traced scenes with exact truth, beside simpler ways to fill holes.
+
+    python toolbox/evaluate_method.py --model_path checkpoints/tiny/base \\
+        --cognvs_ckpt_path checkpoints/tiny/cognvs_ckpt_inpaint --output_dir /tmp/evaluation
+
+Every result is a line of OUTPUT_DIR/results.jsonl, written as it comes; what is there is not done again. The table at
+the end is the mean over scenes (and over seeds), with the standard deviation over scenes after the +-.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "finetune"))
+import dataset
+from loss import denoising_loss
+
+from utils import cli, clips, fusion, metrics, pipeline, shifted_scenes, trajectory, video
+
+ROOT = Path(__file__).resolve().parents[1]
+FIRST_SEED = {"choose": 100, "report": 500}  # scenes to choose settings on, and scenes for the numbers that are told
+COLUMNS = ("holes", "known", "full", "composite", "ssim", "sharpness")
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How the transformer is finetuned on a clip; the defaults are finetune_cognvs.sh's but for steps and rate."""
+
+    steps: int = 100
+    learning_rate: float = 3e-4
+    warmup: int = 0
+    falling: bool = True  # to 0, linearly
+    renders: int = 8
+    ranks: int = 1  # samples a step
+    identical: bool = False  # the same sample on all of them, as published
+    noise: bool = True  # on the pixels of the condition
+    holes: str = "random paths"  # or: boxes, evaluation path
+    rank: int = 0  # above 0: LoRA of that rank
+
+
+FINETUNINGS = {
+    "default": Finetuning(),
+    **{f"{n} steps": Finetuning(steps=n) for n in (25, 50, 200, 400)},
+    **{f"rate {r:g}": Finetuning(learning_rate=r) for r in (2e-5, 1e-4, 1e-3)},
+    "constant rate": Finetuning(falling=False),
+    "warm-up": Finetuning(warmup=20),
+    "4 ranks": Finetuning(ranks=4),
+    "4 ranks, identical": Finetuning(ranks=4, identical=True),
+    "no noise": Finetuning(noise=False),
+    "boxes": Finetuning(holes="boxes"),
+    "evaluation path": Finetuning(holes="evaluation path"),
+    "32 renders": Finetuning(renders=32),
+    "LoRA 16": Finetuning(rank=16, learning_rate=1e-3),
+}
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--model_path", type=Path, required=True, help="base folder")
+    parser.add_argument("--cognvs_ckpt_path", type=Path, required=True, help="inpainting weights")
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--world", choices=("rooms", "yards"), default="rooms", help="like the training scenes, or not")
+    parser.add_argument("--set", choices=FIRST_SEED, default="choose", help="of scenes")
+    parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=1, help="of noise and finetuning")
+    parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[1, 25])
+    parser.add_argument("--finetunings", nargs="*", choices=FINETUNINGS, default=["default"])
+    parser.add_argument("--fuse_static", action="store_true", help="also fill from other frames first")
+    parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
+    return parser.parse_args()
+
+
+# ---- what is compared ------------------------------------------------------------------------------------------------
+
+
+def open_scene(world, seed, shape, device):
+    """(clip, cameras, render [F, H, W, 3], mask [F, H, W], truth [F, H, W, 3]) of one scene and one shipped path."""
+    if world == "rooms":
+        clip = clips.random_clip(seed, shape, device)
+    else:
+        clip = clips.make_clip(shifted_scenes.make_shifted_scene(seed), shape, shape[2], device)
+    cameras = clips.path_cameras(clip, trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt"))
+    return clip, cameras, *clips.render(clip, cameras, "eval"), clips.truth(clip, cameras)
+
+
+def telea(render, mask):
+    """Every frame's holes filled by cv2's Telea."""
+    return np.stack([cv2.inpaint(f, (~m).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+                     for f, m in zip(render, mask, strict=True)])
+
+
+def nearest_in_time(render, mask):
+    """Holes filled with the same pixel of the nearest frame that knows it, the rest by Telea."""
+    frames = np.arange(len(mask))
+    filled, known = render.copy(), mask.copy()
+    for away in range(1, len(mask)):
+        for other in (frames - away, frames + away):
+            inside = (other >= 0) & (other < len(mask))
+            source = other.clip(0, len(mask) - 1)
+            take = ~known & mask[source] & inside[:, None, None]
+            filled[take] = render[source][take]
+            known |= take
+    return telea(filled, known)
+
+
+def scores(picture, render, mask, truth):
+    """The COLUMNS of a result: pictures float or uint8 in their usual range, mask bool [F, H, W].
+
+    composite: full frame with the known pixels of the render in place of the picture's. sharpness: energy of the
+    gradients in holes, as a share of the truth's.
+    """
+    picture, render, truth = (x / 255 if x.dtype == np.uint8 else x for x in (picture, render, truth))
+    composite = np.where(mask[..., None], render, picture)
+    energy = [(np.stack(np.gradient(x, axis=(1, 2))) ** 2).sum((0, -1))[~mask].sum() for x in (picture, truth)]
+    psnr = metrics.masked_psnr(picture, truth, mask)
+    return {"holes": psnr["holes"], "known": psnr["known"], "full": psnr["all"],
+            "composite": metrics.psnr(composite, truth), "ssim": metrics.ssim(picture, truth),
+            "sharpness": float(energy[0] / max(energy[1], 1e-9))}  # fmt: skip
+
+
+# ---- finetuning ------------------------------------------------------------------------------------------------------
+
+
+def training_renders(clip, cameras, settings, seed):
+    """Renders of the clip with holes to learn to fill, each uint8 [F, H, W, 3]."""
+    if settings.holes == "boxes":
+        return [boxes(clip, dataset.generator(seed, "boxes", 0, i)) for i in range(settings.renders)]
+    if settings.holes == "evaluation path":
+        return [clips.render(clip, cameras, "train")[0]]
+    paths = trajectory.random_keyframes(42 + seed, settings.renders)
+    return [clips.render(clip, clips.path_cameras(clip, keys), "train")[0] for keys in paths]
+
+
+def boxes(clip, rng):
+    """The clip with four black boxes that drift, about a fifth of the picture."""
+    frames, height, width = clip.depth.shape
+    render = clip.rgb.clone()
+    for _ in range(4):
+        start, end = (torch.rand(2, generator=rng) for _ in range(2))
+        for i in range(frames):
+            y, x = (start + (end - start) * i / frames) * torch.tensor([0.8 * height, 0.8 * width])
+            render[i, int(y) : int(y + 0.25 * height), int(x) : int(x + 0.25 * width)] = 0
+    return render
+
+
+def finetune(pipe, embedding, clip, cameras, settings, seed):
+    """A copy of the pipeline's transformer, finetuned on one clip: fp32 weights, bf16 arithmetic."""
+    device, dtype = pipe.device, pipe.dtype
+    signed = [video.to_signed(x)[None].to(device) for x in (clip.rgb, *training_renders(clip, cameras, settings, seed))]
+    model = copy.deepcopy(pipe.transformer).float().train()
+    model.requires_grad_(True)
+    if settings.rank:
+        from peft import LoraConfig
+
+        model.requires_grad_(False)
+        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank,
+                                     target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.learning_rate,
+                                  (0.9, 0.95), weight_decay=1e-4)  # fmt: skip
+    rotary = pipe.rotary_embedding(device)
+    for step in range(settings.steps):
+        left = 1 - step / settings.steps if settings.falling else 1
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * left * min(1, (step + 1) / (settings.warmup + 1))
+        for rank in range(1 if settings.identical else settings.ranks):
+            sample = training_sample(pipe, signed, settings, seed, rank, step, dtype)
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                loss = denoising_loss(model, pipe.scheduler, *sample, embedding, rotary)
+            (loss / (1 if settings.identical else settings.ranks)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def training_sample(pipe, signed, settings, seed, rank, step, dtype):
+    """What dataset.training_sample draws, from clips in memory."""
+    rng = dataset.generator(seed, "noise", rank, step, pipe.device)
+    pick = torch.randint(1, len(signed), (), generator=dataset.generator(seed, "clip", rank, step)).item()
+    x0 = pipe.encode(signed[0].to(dtype), rng)
+    render = dataset.add_noise(signed[pick], rng) if settings.noise else signed[pick]
+    condition = pipe.encode(render.to(dtype), rng)
+    timestep = torch.randint(pipe.scheduler.config.num_train_timesteps, (1,), generator=rng, device=pipe.device)
+    return x0, condition, torch.randn(x0.shape, generator=rng, device=pipe.device).to(dtype), timestep
+
+
+# ---- the run ---------------------------------------------------------------------------------------------------------
+
+
+def inpaint(pipe, embedding, render, steps, seed):
+    clip = torch.from_numpy(render).permute(0, 3, 1, 2) / 255
+    out = pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(seed))
+    return out.permute(0, 2, 3, 1).numpy()
+
+
+def fused(clip, cameras, render, mask, count=16):
+    """The render with its holes filled by data_gen.py's --fuse_static."""
+    at = torch.linspace(0, len(mask) - 1, count).round().long().unique()
+    frames, k = video.to_signed(clip.rgb[at]), clip.k.expand(len(at), 3, 3)
+    views = frames, fusion.static_depth(frames, clip.depth[at], clip.c2w[at], k), clip.c2w[at], k
+    motion = torch.from_numpy(np.linalg.inv(cameras.c2w)).to(clip.k)
+    k = clip.k.expand(len(motion), 3, 3)
+    world = clip.c2w @ torch.from_numpy(cameras.c2w).to(clip.k)
+    x, _ = fusion.fill(video.to_signed(render), mask, fusion.z_buffer(clip.depth, motion, k), views, world, k)
+    return video.to_bytes(x).cpu().numpy()
+
+
+@torch.no_grad()
+def simple_results(pipe, clip, cameras, render, mask, truth):
+    """(method, picture) of what needs no transformer; "vae" is the truth through encoder and decoder."""
+    yield "black", render
+    yield "telea", telea(render, mask)
+    yield "nearest in time", nearest_in_time(render, mask)
+    x = video.to_signed(torch.from_numpy(truth))[None].to(pipe.device, pipe.dtype).transpose(1, 2)
+    y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample[0].float().clamp(-1, 1)
+    yield "vae", (y.permute(1, 2, 3, 0) / 2 + 0.5).cpu().numpy()
+
+
+def model_results(args, pipe, embedding, scene, seed, done):
+    """(method, picture) of the transformer, as it is and finetuned, at every number of steps; `done` are left out."""
+    clip, cameras, render, mask, _ = scene
+    original = pipe.transformer
+    for name in ("zero-shot", *args.finetunings):
+        todo = [steps for steps in args.num_inference_steps if (f"{name}, {steps}", seed) not in done]
+        if not todo:
+            continue
+        pipe.transformer = original
+        if name != "zero-shot":
+            pipe.transformer = finetune(pipe, embedding, clip, cameras, FINETUNINGS[name], seed)
+        for steps in todo:
+            yield f"{name}, {steps}", inpaint(pipe, embedding, render, steps, 42 + seed)
+    pipe.transformer = original
+    if args.fuse_static and (f"fused, {args.num_inference_steps[0]}", seed) not in done:
+        filled = fused(clip, cameras, *(torch.from_numpy(x).to(clip.rgb.device) for x in (render, mask)))
+        for steps in args.num_inference_steps:
+            yield f"fused, {steps}", inpaint(pipe, embedding, filled, steps, 42 + seed)
+
+
+def write_strip(args, number, pictures):
+    """A video of all pictures side by side, and its middle frame."""
+    folder = args.output_dir / f"{args.world}_{number}"
+    for name, picture in pictures.items():
+        picture = picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
+        info = video.VideoInfo(len(picture), *picture.shape[1:3], 20)
+        video.write_video(folder / f"{name.replace(', ', '_').replace(' ', '_')}.mp4", picture, info)
+
+
+def table(rows):
+    """Markdown: the mean over scenes of each column and its deviation, a line a method."""
+    lines = [f"| method | {' | '.join(COLUMNS)} |", "| --- " * (1 + len(COLUMNS)) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        numbers = sorted({row["scene"] for row in mine})
+        cells = []
+        for column in COLUMNS:
+            means = [np.mean([row[column] for row in mine if row["scene"] == n]) for n in numbers]
+            cells.append(f"{np.mean(means):.2f} +- {np.std(means):.2f}")
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main():
+    args = parse_args()
+    device = cli.pick_device(args.device)
+    dtype = pipeline.pick_dtype("auto", device)
+    pipe = pipeline.load_pipeline(args.model_path, pipeline.find_weights(args.cognvs_ckpt_path), dtype, device)
+    pipe.set_progress_bar_config(disable=True)
+    embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
+    embedding = embedding.to(device)
+    path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    first = FIRST_SEED[args.set]
+    with open(path, "a", buffering=1) as file:
+        for number in tqdm(range(first, first + args.scenes), unit="scene", desc=args.world):
+            scene = open_scene(args.world, number, pipe.clip_shape, device)
+            scene = scene[:2] + tuple(x.cpu().numpy() for x in scene[2:])
+            done = {(row["method"], row["seed"]) for row in rows if row["scene"] == number}
+            pictures = {"source": scene[0].rgb.cpu().numpy(), "truth": scene[4]}
+            results = [(0, result) for result in simple_results(pipe, *scene) if (result[0], 0) not in done]
+            for seed in range(args.seeds):
+                results += [(seed, result) for result in model_results(args, pipe, embedding, scene, seed, done)]
+            for seed, (method, picture) in results:
+                row = {"scene": number, "seed": seed, "method": method, **scores(picture, *scene[2:])}
+                rows.append(row)
+                file.write(json.dumps(row) + "\n")
+                if seed == 0:
+                    pictures[method] = picture
+            write_strip(args, number, pictures)
+    print(f"\n{args.world}, {args.scenes} scenes from seed {first}, {args.seeds} seeds; PSNR in dB\n\n{table(rows)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -41,12 +41,12 @@ def generator(seed, what, rank, step, device="cpu"):
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
-def open_pairs(base_dir_input, model_path, clip_shape, rank=0):
+def open_pairs(base_dir_input, model_path, clip_shape, rank=0, device="cpu"):
     """What a run learns from: a sequence folder, a folder of them, or "scenes:N", ray-traced from seed N on."""
     if match := re.fullmatch(r"scenes:(\d+)", str(base_dir_input)):
         from scene_pairs import ScenePairs
 
-        return ScenePairs(int(match[1]), model_path, clip_shape, rank)
+        return ScenePairs(int(match[1]), model_path, clip_shape, rank, device)
     return Pairs(base_dir_input, clip_shape)
 
 

@@ -182,7 +182,7 @@ def train(args):
         pipe.vae.enable_tiling()  # the training state is still to come
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, torch.bfloat16)
     embedding = embedding.to(device)
-    pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, accelerator.process_index)
+    pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, accelerator.process_index, device)
 
     transformer = pipe.transformer.requires_grad_(True).train()
     if args.gradient_checkpointing:

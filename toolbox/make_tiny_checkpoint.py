@@ -39,11 +39,11 @@ TINY_VAE = {"block_out_channels": [8, 16, 16, 16], "layers_per_block": 1, "norm_
 TINY_T5 = {"vocab_size": 128, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 SMALL_TRANSFORMER = TINY_TRANSFORMER | {
     "num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 5, "time_embed_dim": 64, "sample_height": 16,
-    "sample_width": 24, "use_learned_positional_embeddings": False,
+    "sample_width": 24, "use_learned_positional_embeddings": False, "in_channels": 64, "out_channels": 32,
 }  # fmt: skip
 SMALL_VAE = {
-    "block_out_channels": [16, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 8, "sample_height": 128,
-    "sample_width": 192,
+    "block_out_channels": [16, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 8, "latent_channels": 32,
+    "sample_height": 128, "sample_width": 192,
 }  # fmt: skip
 SIZES = {
     "tiny": (TINY_TRANSFORMER, TINY_VAE, TINY_T5), "small": (SMALL_TRANSFORMER, SMALL_VAE, TINY_T5), "5b": ({}, {}, {}),

@@ -1,0 +1,72 @@
+import json
+
+import evaluate_method as evaluate
+import numpy as np
+import pytest
+import torch
+from conftest import call
+from skimage.metrics import structural_similarity
+
+from utils import metrics, pipeline
+
+CPU = torch.device("cpu")
+
+
+def test_ssim_is_the_librarys():
+    rng = np.random.default_rng(0)
+    a = rng.random((2, 40, 50, 3))
+    b = (a + 0.3 * rng.random(a.shape)).clip(0, 1)
+    settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    expected = np.mean([structural_similarity(x, y, channel_axis=-1, **settings) for x, y in zip(a, b, strict=True)])
+    assert metrics.ssim(a, b) == pytest.approx(expected, abs=1e-3) and metrics.ssim(a, a) == 1
+
+
+def test_nearest_in_time_takes_the_nearest_frame_that_knows_the_pixel():
+    render = np.full((5, 4, 4, 3), 50, np.uint8) * np.arange(1, 6, dtype=np.uint8)[:, None, None, None]
+    mask = np.ones((5, 4, 4), bool)
+    mask[2, 1, 1] = mask[3, 1, 1] = mask[4, 1, 1] = False
+    filled = evaluate.nearest_in_time(render, mask)
+    assert filled[2:, 1, 1, 0].tolist() == [100, 100, 100]
+    assert (filled[mask] == render[mask]).all()
+
+
+def test_scores_of_the_truth_of_black_and_of_blur():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
+    mask = np.ones((2, 32, 32), bool)
+    mask[:, 8:24, 8:24] = False
+    render = np.where(mask[..., None], truth, 0).astype(np.uint8)
+    perfect = evaluate.scores(truth, render, mask, truth)
+    assert perfect["holes"] == np.inf and perfect["ssim"] == 1 and perfect["sharpness"] == pytest.approx(1)
+    black = evaluate.scores(render, render, mask, truth)
+    assert black["known"] == np.inf and black["holes"] < 10 and black["sharpness"] < 0.3
+    assert black["composite"] == black["full"]
+    flat = evaluate.scores(np.full(truth.shape, 0.5), render, mask, truth)
+    assert flat["sharpness"] == 0 and flat["holes"] < flat["composite"] and flat["known"] < flat["composite"]
+
+
+def test_finetuning_changes_a_copy_and_can_be_repeated(model):
+    pipe = pipeline.load_pipeline(model / "base", model / "cognvs_ckpt_inpaint", torch.float32, CPU)
+    embedding, _ = pipeline.empty_prompt(model / "base", 8, torch.float32)
+    clip, cameras, *_ = evaluate.open_scene("yards", 100, pipe.clip_shape, CPU)
+    before = {name: p.clone() for name, p in pipe.transformer.named_parameters()}
+    runs = [evaluate.finetune(pipe, embedding, clip, cameras, evaluate.Finetuning(steps=2, renders=2, **kind), 0)
+            for kind in ({}, {}, {"holes": "boxes"}, {"rank": 4}, {"ranks": 2})]  # fmt: skip
+    assert all(torch.equal(p, before[name]) for name, p in pipe.transformer.named_parameters())
+    weights = [dict(run.named_parameters()) for run in runs]
+    name = "transformer_blocks.0.ff.net.2.weight"
+    assert torch.equal(weights[0][name], weights[1][name]) and not torch.equal(weights[0][name], before[name])
+    assert not torch.equal(weights[0][name], weights[2][name]) and not torch.equal(weights[0][name], weights[4][name])
+    assert torch.equal(weights[3][name], before[name])  # LoRA leaves the weights themselves alone
+
+
+def test_results_are_kept_and_not_done_again(model, tmp_path, capsys):
+    args = ["evaluate_method", "--model_path", model / "base", "--cognvs_ckpt_path",
+            model / "cognvs_ckpt_inpaint", "--output_dir", tmp_path, "--scenes", 1, "--num_inference_steps", 1,
+            "--device", "cpu", "--finetunings"]  # fmt: skip
+    assert call(*args) == 0
+    rows = [json.loads(line) for line in (tmp_path / "results_rooms_choose.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["black", "telea", "nearest in time", "vae", "zero-shot, 1"]
+    assert (tmp_path / "rooms_100" / "zero-shot_1.mp4").exists() and "| telea |" in capsys.readouterr().out
+    assert call(*args) == 0
+    assert len((tmp_path / "results_rooms_choose.jsonl").read_text().splitlines()) == len(rows)

@@ -24,7 +24,7 @@ def small(tmp_path_factory):
 
 
 def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys):
-    args = "train_tiny_vae", "--shape", *SHAPE, "--producers", 1, "--pool", 2, "--batch_size", 2, "--minutes", 0.1
+    args = "train_tiny_vae", "--shape", *SHAPE, "--producers", 1, "--pool", 2, "--batch_size", 2, "--minutes", 0.03
     assert call(*args, "--output_dir", tmp_path / "a") == 0
     first = load_file(tmp_path / "a" / "state.safetensors")
     resume = "--resume", tmp_path / "a" / "state.safetensors", "--freeze_encoder", "--last"

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The recipe of checkpoints/tiny: makes the same kind of model from nothing, on one GPU, into the folder $1.
+# Scenes are ray-traced while training goes on, so two runs see about the same scenes but never in the same order.
+set -euo pipefail
+[ $# = 1 ] || { echo "error: expected a folder to write to: bash toolbox/train_tiny.sh FOLDER" >&2; exit 2; }
+folder=$(realpath -m "$1")
+cd "$(dirname "$0")/.."
+
+python toolbox/make_tiny_checkpoint.py --size small --output_dir "$folder/start"
+
+# The VAE: scenes from seed 1,000 on, then from 100,000 on while the learning rate falls.
+python toolbox/train_tiny_vae.py --output_dir "$folder/vae1" --minutes 15 --first_seed 1000
+python toolbox/train_tiny_vae.py --output_dir "$folder/vae2" --minutes 15 --first_seed 100000 --last \
+    --resume "$folder/vae1/state.safetensors"
+cp "$folder"/vae2/{config.json,diffusion_pytorch_model.safetensors} "$folder/start/base/vae/"
+
+# The transformer: pairs of scenes from seed 200,000 on.
+sed 's/^gpu_ids:.*/gpu_ids: all/; s/^num_processes:.*/num_processes: 1/' finetune/accelerate_config.yaml > "$folder/one.yaml"
+accelerate_config="$folder/one.yaml" sh finetune/finetune_cognvs.sh --model_path "$folder/start/base" \
+    --transformer_id "$folder/start/cognvs_ckpt_inpaint" --base_dir_input scenes:200000 \
+    --output_dir "$folder/transformer" --train_epochs 20000 --checkpointing_steps 2000 --batch_size 32 \
+    --ema_decay 0.998 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 200 --gradient_checkpointing False
+echo "weights: $folder/transformer/checkpoint-20000/ema_transformer"

@@ -160,3 +160,16 @@ def test_orbits_stay_in_the_room_and_out_of_the_objects(seed):
         room, *solids = [scenes._place(body, torch.tensor([t])) for body in (scene.room, *scene.bodies)]
         assert scenes._distance(room, eye).max() < -0.1
         assert all(scenes._distance(solid, eye).min() > 0.2 for solid in solids)
+
+
+def test_coarser_scenes_have_the_same_shapes_in_larger_softer_patterns():
+    scene, (height, width) = scenes.make_scene(0), (48, 64)
+    k = torch.tensor([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
+    args = scenes.camera_path(scene, 1), k, height, width, torch.zeros(1)
+    fine, coarse, soft = (scenes.render(s, *args)
+                          for s in (scene, scenes.coarsen(scene, 2, 1), scenes.coarsen(scene, 2, 4)))  # fmt: skip
+    assert torch.equal(fine[1], coarse[1]) and torch.equal(fine[1], soft[1])
+    detail = [rgb.diff(dim=2).abs().mean() for rgb, _ in (fine, coarse, soft)]
+    assert detail[0] > 1.1 * detail[1] > 1.1 * detail[2]
+    same = scenes.render(scenes.coarsen(scene, 1, 1), *args)[0]
+    assert torch.equal(same, fine[0])

@@ -24,6 +24,8 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="sequence folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the scene")
+    parser.add_argument("--pattern_scale", type=float, default=2, help="size of the patterns on surfaces; 2 suits the "
+                        "small model of checkpoints/tiny, which loses what is finer")
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--width", type=int, default=480)
@@ -60,9 +62,10 @@ def main():
     args = parse_args()
     device = cli.pick_device(args.device)
     height, width = round(args.height * args.depth_scale), round(args.width * args.depth_scale)
-    if min(args.frames, height, width) < 1 or args.focal <= 0:
-        raise InputError(f"{args.frames} frames, depth {width} x {height}, focal {args.focal}: expected all above 0")
-    scene = scenes.make_scene(args.seed)
+    if min(args.frames, height, width) < 1 or min(args.focal, args.pattern_scale) <= 0:
+        raise InputError(f"{args.frames} frames, depth {width} x {height}, focal {args.focal}, pattern_scale "
+                         f"{args.pattern_scale}: expected all above 0")
+    scene = scenes.coarsen(scenes.make_scene(args.seed), args.pattern_scale, softness=1)
     c2w = scenes.camera_path(scene, args.frames)
     fps = Fraction(args.fps).limit_denominator(1001)
     info = video.VideoInfo(args.frames, args.height, args.width, fps)

@@ -137,13 +137,9 @@ def warp_chunk(mode, pixels, depth, motion, k, k_target=None, fill=None):
 
     fill: called with the new views and masks of mode eval, returns both with fewer holes.
     """
-    x = video.to_signed(torch.from_numpy(pixels).to(depth.device))
-    if mode == "train":
-        x, mask = warp.double_warp(x, depth, motion, k, k_target)
-    else:
-        x, mask = warp.dilate_holes(*warp.forward_warp(x, depth, motion, k, k_target))
-        if fill:
-            x, mask = fill(x, mask)
+    x, mask = warp.render(mode, video.to_signed(torch.from_numpy(pixels).to(depth.device)), depth, motion, k, k_target)
+    if fill:
+        x, mask = fill(x, mask)
     return video.to_bytes(x).cpu().numpy(), mask.cpu().numpy()
 
 

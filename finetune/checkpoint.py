@@ -1,10 +1,10 @@
 """Checkpoints of a run: DeepSpeed's own folder layout, written whole or not at all."""
 
-import copy
 import re
 import shutil
 from pathlib import Path
 
+import torch
 from diffusers.training_utils import EMAModel
 
 from utils.cli import InputError
@@ -39,15 +39,18 @@ def find_resume(output_dir, resume):
     return int(match[1]), Path(resume)
 
 
-def make_mean(transformer, decay, resume=None):
-    """The running mean of a transformer's parameters in float32, gone on with from the checkpoint `resume`."""
+def make_mean(transformer, decay, step=0, resume=None):
+    """The running mean of a transformer's parameters in float32, gone on with from checkpoint `resume` of `step`."""
     model = transformer if resume is None else type(transformer).from_pretrained(resume / MEAN, local_files_only=True)
-    return EMAModel([p.detach().float().clone() for p in model.parameters()], decay=decay)
+    mean = EMAModel([p.detach().to(transformer.device, torch.float32) for p in model.parameters()], decay=decay)
+    mean.optimization_step = step
+    return mean
 
 
 def save_mean(mean, transformer, folder):
     """Write the mean as a weights folder, float32."""
-    model = copy.deepcopy(transformer).float()
+    model = type(transformer).from_config(transformer.config)
+    model.load_state_dict(transformer.state_dict())  # for what is no parameter
     mean.copy_to(model.parameters())
     model.save_pretrained(folder)
 

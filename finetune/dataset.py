@@ -1,4 +1,4 @@
-"""Training pairs of one sequence, and every random draw a training step makes."""
+"""Training pairs, and every random draw a training step makes."""
 
 import functools
 import hashlib
@@ -11,6 +11,7 @@ from utils import video
 from utils.cli import InputError
 
 VIDEOS_KEPT = 64  # decoded, when there are many sequences
+
 
 def find_sequences(folder):
     """The sequence folders meant by `folder`: itself, or those in it."""
@@ -41,12 +42,18 @@ def generator(seed, what, rank, step, device="cpu"):
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
 
 
+def first_scene(base_dir_input):
+    """N of "scenes:N", or None for a folder."""
+    match = re.fullmatch(r"scenes:(\d+)", str(base_dir_input))
+    return int(match[1]) if match else None
+
+
 def open_pairs(base_dir_input, model_path, clip_shape, rank=0, device="cpu"):
     """What a run learns from: a sequence folder, a folder of them, or "scenes:N", ray-traced from seed N on."""
-    if match := re.fullmatch(r"scenes:(\d+)", str(base_dir_input)):
+    if (first := first_scene(base_dir_input)) is not None:
         from scene_pairs import ScenePairs
 
-        return ScenePairs(int(match[1]), model_path, clip_shape, rank, device)
+        return ScenePairs(first, model_path, clip_shape, rank, device)
     return Pairs(base_dir_input, clip_shape)
 
 
@@ -69,7 +76,8 @@ class Pairs:
 
     def draw(self, rng):
         """(target, render, first frame) of a clip, drawn at random; a video shorter than a clip starts at 0."""
-        target, renders = self.sequences[torch.randint(len(self.sequences), (), generator=rng).item()]
+        count = len(self.sequences)
+        target, renders = self.sequences[torch.randint(count, (), generator=rng).item() if count > 1 else 0]
         start = torch.randint(max(1, len(self.read(target)) - self.clip_shape[0] + 1), (), generator=rng).item()
         return target, renders[torch.randint(len(renders), (), generator=rng).item()], start
 

@@ -9,7 +9,8 @@ cd "$(dirname "$0")"
 model_path="../checkpoints/CogVideoX-5b-I2V"               # base model
 transformer_id="../checkpoints/cognvs_ckpt_inpaint"        # CogNVS inpainting weights to start from
 output_dir="../checkpoints/cognvs_ckpt_finetuned_room"     # where checkpoints and logs go
-base_dir_input="../demo_data/room"                         # sequence folder with training pairs, or a folder of such
+base_dir_input="../demo_data/room"                         # sequence folder with training pairs, a folder of such,
+                                                           # or scenes:N, ray-traced from seed N on
 
 train_epochs=200               # optimiser steps
 checkpointing_steps=200        # steps between checkpoints; the last step always writes one

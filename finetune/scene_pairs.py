@@ -5,6 +5,7 @@ train), and an exact new view beside the render of it (--mode eval). They are ke
 """
 
 import functools
+import os
 
 import dataset
 import numpy as np
@@ -13,7 +14,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from utils import clips, pipeline, trajectory, video
 
-KEPT = 8_000  # pairs, 1.3 MB each
+KEPT_BYTES = 10 * 2**30  # of latents, on the device that trains
 FIRST = 256
 PATHS = 2  # camera paths a scene, each giving a pair of both kinds
 PRODUCERS = 8
@@ -23,7 +24,8 @@ class ScenePairs:
     """Stands in for dataset.Pairs. What is drawn when depends on how fast scenes come: no two runs are the same."""
 
     def __init__(self, first_seed, model_path, shape, rank, device, first=FIRST, producers=PRODUCERS):
-        tracer = f"cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
+        alone = device.type == "cuda" and "RANK" in os.environ and os.environ["WORLD_SIZE"] == "1"
+        tracer = f"cuda:{torch.cuda.device_count() - 1}" if alone else str(device)  # a GPU on which nobody trains
         make = functools.partial(make_pairs, model_path, shape)
         self.stream = clips.Stream(make, first_seed + 1_000_000 * rank, [tracer] * producers)
         self.pairs, self.made, self.device = [], 0, device
@@ -37,10 +39,10 @@ class ScenePairs:
         for pairs in self.stream.take(wait):
             self.pairs += [torch.from_numpy(pair).to(self.device) for pair in pairs]
             self.made += len(pairs)
-        self.pairs = self.pairs[-KEPT:]
+        self.pairs = self.pairs[-(KEPT_BYTES // self.pairs[0].nbytes) :]
 
     def latents(self, pipe, draw, rng, device, dtype):
-        """(x0, condition) of a pair drawn by `draw`, sampled from their posteriors by `rng`, [1, f, 16, h, w]."""
+        """(x0, condition) of a pair drawn by `draw`, sampled from their posteriors by `rng`, [1, f, C, h, w]."""
         self.refill()
         pair = self.pairs[torch.randint(len(self.pairs), (), generator=draw).item()].float()
         x0, condition = DiagonalGaussianDistribution(pair).sample(rng).transpose(1, 2) * pipe.vae_scaling_factor_image
@@ -53,7 +55,7 @@ def load_vae(model_path, device):
 
 
 def make_pairs(model_path, shape, seed, device):
-    """Posteriors of the pairs of one scene, float16 arrays [2, 32, f, h, w]: target, render; mean, log variance."""
+    """Posteriors of the pairs of one scene, float16 arrays [2, 2C, f, h, w]: target, render; mean, log variance."""
     vae, rng = load_vae(model_path, device), dataset.generator(seed, "scene", 0, 0, device)
     clip = clips.random_clip(seed, shape, device)
 

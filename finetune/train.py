@@ -66,7 +66,7 @@ def check(args):
     ):  # fmt: skip
         if not good:
             raise InputError(f"--{name} {getattr(args, name)}: out of range; finetune_cognvs.sh holds the usual value")
-    traced = str(args.base_dir_input).startswith("scenes:")
+    traced = dataset.first_scene(args.base_dir_input) is not None
     for name in ("model_path", "transformer_id") + (() if traced else ("base_dir_input",)):
         path = getattr(args, name)
         if not path.is_dir():
@@ -79,7 +79,9 @@ def check(args):
         raise InputError("--do_validation True: ray-traced scenes have no renders to inpaint; give False")
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new name")
-    step, _ = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
+    step, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
+    if resume and args.ema_decay and not (resume / checkpoint.MEAN).is_dir():
+        raise InputError(f"--ema_decay {args.ema_decay}: {resume} has no {checkpoint.MEAN} to go on from; give 0")
     if step >= args.train_epochs:
         raise InputError(f"--train_epochs {args.train_epochs}: the checkpoint to go on from has {step} steps already")
 
@@ -187,7 +189,9 @@ def train(args):
     transformer = pipe.transformer.requires_grad_(True).train()
     if args.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
-    mean = checkpoint.make_mean(transformer, args.ema_decay, resume) if args.ema_decay else None
+    mean = None
+    if args.ema_decay and main_process:
+        mean = checkpoint.make_mean(transformer, args.ema_decay, start, resume)
     optimizer = torch.optim.AdamW(transformer.parameters(), args.learning_rate, (args.beta1, args.beta2), args.epsilon,
                                   args.weight_decay)
     model, optimizer = accelerator.prepare(transformer, optimizer)

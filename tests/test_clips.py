@@ -39,6 +39,14 @@ def test_known_pixels_of_a_render_are_the_true_view(clip):
     assert (render[~mask] == 0).all()
 
 
+def test_zoom_and_a_frozen_moment_are_filmed_too(clip):
+    for keyframes in ({"phi": [0], "zoom": [1.3]}, {"phi": [0, 8], "frozen": True}):
+        cameras = clips.path_cameras(clip, keyframes)
+        truth, (render, mask) = clips.truth(clip, cameras), clips.render(clip, cameras, "eval")
+        assert (render[mask].float() - truth[mask].float()).abs().median() < 6
+        assert (clip.rgb[mask].float() - truth[mask].float()).abs().median() > 4
+
+
 def test_random_clips_differ_and_repeat():
     one, same, other = (clips.random_clip(seed, (1, 24, 32), CPU) for seed in (1000, 1000, 1001))
     assert torch.equal(one.rgb, same.rgb) and not torch.equal(one.rgb, other.rgb)

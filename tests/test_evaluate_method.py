@@ -51,13 +51,14 @@ def test_finetuning_changes_a_copy_and_can_be_repeated(model):
     clip, cameras, *_ = evaluate.open_scene("yards", 100, pipe.clip_shape, CPU)
     before = {name: p.clone() for name, p in pipe.transformer.named_parameters()}
     runs = [evaluate.finetune(pipe, embedding, clip, cameras, evaluate.Finetuning(steps=2, renders=2, **kind), 0)
-            for kind in ({}, {}, {"holes": "boxes"}, {"rank": 4}, {"ranks": 2})]  # fmt: skip
+            for kind in ({}, {}, {"holes": "boxes"}, {"rank": 4}, {"ranks": 2}, {"rank": 4})]  # fmt: skip
     assert all(torch.equal(p, before[name]) for name, p in pipe.transformer.named_parameters())
     weights = [dict(run.named_parameters()) for run in runs]
     name = "transformer_blocks.0.ff.net.2.weight"
     assert torch.equal(weights[0][name], weights[1][name]) and not torch.equal(weights[0][name], before[name])
     assert not torch.equal(weights[0][name], weights[2][name]) and not torch.equal(weights[0][name], weights[4][name])
     assert torch.equal(weights[3][name], before[name])  # LoRA leaves the weights themselves alone
+    assert all(torch.equal(p, weights[5][name]) for name, p in weights[3].items())
 
 
 def test_results_are_kept_and_not_done_again(model, tmp_path, capsys):

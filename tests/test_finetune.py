@@ -9,6 +9,7 @@ import checkpoint
 import dataset
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import train
 from conftest import ROOT, call
@@ -161,7 +162,7 @@ def launch(model, folder, output_dir, *args, cwd=ROOT):
     shell = shutil.which("dash") or "sh"
     command = [shell, str(ROOT / "finetune" / "finetune_cognvs.sh"), "--model_path", model / "base", "--transformer_id",
                model / "cognvs_ckpt_inpaint", "--output_dir", output_dir, "--base_dir_input", folder,
-               "--train_epochs", 4, "--learning_rate", "1e-3", *args]  # fmt: skip
+               "--train_epochs", 4, "--learning_rate", "1e-3", "--ema_decay", 0.7, *args]  # fmt: skip
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True)
 
@@ -215,6 +216,10 @@ def test_resume_equals_no_interruption(run, model, sequence_folder, tmp_path):
     assert log(resumed) == log(run)
     ours, theirs = weights(resumed / "checkpoint-4"), weights(run / "checkpoint-4")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    mean = Path("checkpoint-4") / "ema_transformer" / "diffusion_pytorch_model.safetensors"
+    means = [safetensors.torch.load_file(folder / mean) for folder in (resumed, run)]
+    assert means[0].keys() == ours.keys() and all(torch.equal(means[0][name], means[1][name]) for name in ours)
+    assert any((means[0][name] - ours[name]).abs().max() > 1e-4 for name in ours)
     assert not (resumed / "checkpoint-2").exists()  # checkpointing_limit is 1
 
 

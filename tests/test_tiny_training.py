@@ -24,7 +24,9 @@ def small(tmp_path_factory):
 
 
 def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys):
-    args = "train_tiny_vae", "--shape", *SHAPE, "--producers", 1, "--pool", 2, "--batch_size", 2, "--minutes", 0.03
+    config = small / "base" / "vae"
+    args = ("train_tiny_vae", "--vae_config", config, "--shape", *SHAPE, "--producers", 1, "--pool", 2,
+            "--batch_size", 2, "--minutes", 0.03)  # fmt: skip
     assert call(*args, "--output_dir", tmp_path / "a") == 0
     first = load_file(tmp_path / "a" / "state.safetensors")
     resume = "--resume", tmp_path / "a" / "state.safetensors", "--freeze_encoder", "--last"
@@ -33,8 +35,10 @@ def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys):
     moved = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
     assert moved == {"decoder"}
     vae = AutoencoderKLCogVideoX.from_pretrained(tmp_path / "b")
+    kept = load_file(tmp_path / "b" / "diffusion_pytorch_model.safetensors")
     deviation = float(re.findall(r"latents ([\d.]+)", capsys.readouterr().out)[-1])
-    assert vae.dtype == torch.float32 and vae.config.scaling_factor == pytest.approx(1 / deviation, rel=0.01)
+    assert {p.dtype for p in kept.values()} == {torch.bfloat16}
+    assert vae.config.scaling_factor == pytest.approx(1 / deviation, rel=0.01)
 
 
 def test_pairs_of_ray_traced_scenes_are_latents_of_both_kinds(small):

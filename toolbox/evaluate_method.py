@@ -3,8 +3,9 @@
     python toolbox/evaluate_method.py --model_path checkpoints/tiny/base \\
         --cognvs_ckpt_path checkpoints/tiny/cognvs_ckpt_inpaint --output_dir /tmp/evaluation
 
-Every result is a line of OUTPUT_DIR/results.jsonl, written as it comes; what is there is not done again. The table at
-the end is the mean over scenes (and over seeds), with the standard deviation over scenes after the +-.
+Every result is a line of OUTPUT_DIR/results_{world}_{set}.jsonl, written as it comes; what is there, for the same
+weights, is not done again. The table at the end is the mean over scenes (and over seeds), with the standard deviation
+over scenes after the +-.
 """
 
 import argparse
@@ -152,16 +153,30 @@ def boxes(clip, rng):
     return render
 
 
+class ClipPairs:
+    """Stands in for dataset.Pairs: training pairs of one clip in memory."""
+
+    def __init__(self, clip, renders, noise):
+        self.target, *self.renders = (video.to_signed(rgb)[None] for rgb in (clip.rgb, *renders))
+        self.noise = noise
+
+    def latents(self, pipe, draw, rng, device, dtype):
+        render = self.renders[torch.randint(len(self.renders), (), generator=draw).item()].to(device, dtype)
+        x0 = pipe.encode(self.target.to(device, dtype), rng)
+        return x0, pipe.encode(dataset.add_noise(render, rng) if self.noise else render, rng)
+
+
 def finetune(pipe, embedding, clip, cameras, settings, seed):
     """A copy of the pipeline's transformer, finetuned on one clip: fp32 weights, bf16 arithmetic."""
     device, dtype = pipe.device, pipe.dtype
-    signed = [video.to_signed(x)[None].to(device) for x in (clip.rgb, *training_renders(clip, cameras, settings, seed))]
+    pairs = ClipPairs(clip, training_renders(clip, cameras, settings, seed), settings.noise)
     model = copy.deepcopy(pipe.transformer).float().train()
     model.requires_grad_(True)
     if settings.rank:
         from peft import LoraConfig
 
         model.requires_grad_(False)
+        torch.manual_seed(seed)  # the adapter's first weights are drawn by the global generator
         model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank,
                                      target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.learning_rate,
@@ -172,7 +187,7 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * left * min(1, (step + 1) / (settings.warmup + 1))
         for rank in range(1 if settings.identical else settings.ranks):
-            sample = training_sample(pipe, signed, settings, seed, rank, step, dtype)
+            sample = dataset.training_sample(pipe, pairs, seed, rank, step, device, dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 loss = denoising_loss(model, pipe.scheduler, *sample, embedding, rotary)
             (loss / (1 if settings.identical else settings.ranks)).backward()
@@ -180,18 +195,6 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
         optimizer.step()
         optimizer.zero_grad()
     return model.to(dtype).eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def training_sample(pipe, signed, settings, seed, rank, step, dtype):
-    """What dataset.training_sample draws, from clips in memory."""
-    rng = dataset.generator(seed, "noise", rank, step, pipe.device)
-    pick = torch.randint(1, len(signed), (), generator=dataset.generator(seed, "clip", rank, step)).item()
-    x0 = pipe.encode(signed[0].to(dtype), rng)
-    render = dataset.add_noise(signed[pick], rng) if settings.noise else signed[pick]
-    condition = pipe.encode(render.to(dtype), rng)
-    timestep = torch.randint(pipe.scheduler.config.num_train_timesteps, (1,), generator=rng, device=pipe.device)
-    return x0, condition, torch.randn(x0.shape, generator=rng, device=pipe.device).to(dtype), timestep
 
 
 # ---- the run ---------------------------------------------------------------------------------------------------------
@@ -240,10 +243,19 @@ def model_results(args, pipe, embedding, scene, seed, done):
         for steps in todo:
             yield f"{name}, {steps}", inpaint(pipe, embedding, render, steps, 42 + seed)
     pipe.transformer = original
-    if args.fuse_static and (f"fused, {args.num_inference_steps[0]}", seed) not in done:
+    todo = [steps for steps in args.num_inference_steps if (f"fused, {steps}", seed) not in done]
+    if args.fuse_static and todo:
         filled = fused(clip, cameras, *(torch.from_numpy(x).to(clip.rgb.device) for x in (render, mask)))
-        for steps in args.num_inference_steps:
+        for steps in todo:
             yield f"fused, {steps}", inpaint(pipe, embedding, filled, steps, 42 + seed)
+
+
+def results(args, pipe, embedding, scene, done):
+    """(seed, method, picture) of all that is still to do for a scene."""
+    if ("vae", 0) not in done:
+        yield from ((0, *result) for result in simple_results(pipe, *scene))
+    for seed in range(args.seeds):
+        yield from ((seed, *result) for result in model_results(args, pipe, embedding, scene, seed, done))
 
 
 def write_strip(args, number, pictures):
@@ -279,25 +291,26 @@ def main():
     embedding = embedding.to(device)
     path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
+    weights = pipeline.fingerprint(pipeline.find_weights(args.cognvs_ckpt_path))
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    first = FIRST_SEED[args.set]
+    rows = [row for row in rows if row["weights"] == weights]
+    numbers = range(FIRST_SEED[args.set], FIRST_SEED[args.set] + args.scenes)
     with open(path, "a", buffering=1) as file:
-        for number in tqdm(range(first, first + args.scenes), unit="scene", desc=args.world):
+        for number in tqdm(numbers, unit="scene", desc=args.world):
             scene = open_scene(args.world, number, pipe.clip_shape, device)
             scene = scene[:2] + tuple(x.cpu().numpy() for x in scene[2:])
             done = {(row["method"], row["seed"]) for row in rows if row["scene"] == number}
             pictures = {"source": scene[0].rgb.cpu().numpy(), "truth": scene[4]}
-            results = [(0, result) for result in simple_results(pipe, *scene) if (result[0], 0) not in done]
-            for seed in range(args.seeds):
-                results += [(seed, result) for result in model_results(args, pipe, embedding, scene, seed, done)]
-            for seed, (method, picture) in results:
-                row = {"scene": number, "seed": seed, "method": method, **scores(picture, *scene[2:])}
-                rows.append(row)
-                file.write(json.dumps(row) + "\n")
+            for seed, method, picture in results(args, pipe, embedding, scene, done):
+                row = {"scene": number, "seed": seed, "method": method, "weights": weights}
+                rows.append(row | scores(picture, *scene[2:]))
+                file.write(json.dumps(rows[-1]) + "\n")
                 if seed == 0:
                     pictures[method] = picture
             write_strip(args, number, pictures)
-    print(f"\n{args.world}, {args.scenes} scenes from seed {first}, {args.seeds} seeds; PSNR in dB\n\n{table(rows)}")
+    told = [row for row in rows if row["scene"] in numbers and row["seed"] < args.seeds]
+    print(f"\n{args.world}, {args.scenes} scenes from seed {numbers[0]}, {args.seeds} seeds; PSNR in dB\n")
+    print(table(told))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ done
 cd "$(dirname "$0")/.."
 python=$(command -v python || command -v python3)
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
-[ -z "${CUDA_VISIBLE_DEVICES+x}" ] || gpus=$(tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c . || true)
+[ -z "${CUDA_VISIBLE_DEVICES+x}" ] || gpus=$(tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c '^[^-]' || true)
 [ -n "$train_epochs" ] || train_epochs=$(sed -n 's/^train_epochs=\([0-9]*\).*/\1/p' finetune/finetune_cognvs.sh)
 outputs="$data_path/outputs/$(basename "$output_dir")"
 trap 'kill "${watcher:-}" 2>/dev/null || true' EXIT

@@ -9,9 +9,9 @@ cd "$(dirname "$0")/.."
 python toolbox/make_tiny_checkpoint.py --size small --output_dir "$folder/start"
 
 # The VAE: scenes from seed 1,000 on, then from 100,000 on while the learning rate falls.
-python toolbox/train_tiny_vae.py --output_dir "$folder/vae1" --minutes 15 --first_seed 1000
-python toolbox/train_tiny_vae.py --output_dir "$folder/vae2" --minutes 15 --first_seed 100000 --last \
-    --resume "$folder/vae1/state.safetensors"
+python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae1" --minutes 15 --first_seed 1000
+python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae2" --minutes 15 \
+    --first_seed 100000 --last --resume "$folder/vae1/state.safetensors"
 cp "$folder"/vae2/{config.json,diffusion_pytorch_model.safetensors} "$folder/start/base/vae/"
 
 # The transformer: pairs of scenes from seed 200,000 on.

@@ -1,8 +1,9 @@
-"""Train the small model's VAE on ray-traced clips, half of them with holes; one GPU, a piece of the work at a time.
+"""Train the small model's VAE on ray-traced clips, half of them with holes, a piece of the work at a time.
 
-    python toolbox/train_tiny_vae.py --output_dir checkpoints/tiny_training/vae --minutes 10
+    python toolbox/train_tiny_vae.py --vae_config FOLDER/base/vae --output_dir FOLDER/vae --minutes 10
 
-writes the VAE (the mean of its recent weights, bf16) and state.safetensors, from which --resume goes on.
+writes the VAE (the mean of its recent weights, bf16) and state.safetensors, from which --resume goes on. On two GPUs:
+accelerate launch --multi_gpu --num_processes 2 toolbox/train_tiny_vae.py ...
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
@@ -24,8 +26,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from make_tiny_checkpoint import SMALL_VAE, VAE
-
 from utils import cli, clips, fast_vae, metrics, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +36,7 @@ HOLE_WEIGHT = 0.3
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--vae_config", type=Path, required=True, help="folder with the VAE's config.json")
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--resume", type=Path, help="state.safetensors of an earlier piece")
@@ -112,7 +113,7 @@ def reconstruct(vae, rgb):
 
 
 def make_vae(args):
-    vae = AutoencoderKLCogVideoX.from_config(VAE | SMALL_VAE)
+    vae = AutoencoderKLCogVideoX.from_config(AutoencoderKLCogVideoX.load_config(args.vae_config))
     if args.resume:
         vae.load_state_dict(load_file(args.resume))
     if args.freeze_encoder:
@@ -128,7 +129,8 @@ def learning_rate(args, share):
 def save(args, vae, mean, deviation):
     """The mean of recent weights as a model in bf16, its latents scaled to deviation 1; the weights to go on from."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    save_file(vae.state_dict(), args.output_dir / "state.safetensors")
+    save_file(vae.state_dict(), args.output_dir / "state.part")
+    (args.output_dir / "state.part").replace(args.output_dir / "state.safetensors")
     model = copy.deepcopy(mean.module).bfloat16()
     model.register_to_config(scaling_factor=round(1 / deviation, 3))
     model.save_pretrained(args.output_dir)
@@ -168,7 +170,9 @@ def main():
     for step in progress:
         if step % args.refresh == 0:
             pool.append(next(items))
-        share = min(1, (time.time() - start) / (60 * args.minutes))
+        if step % 10 == 1:  # the same share of the time for all processes
+            share = torch.tensor((time.time() - start) / (60 * args.minutes), device=device)
+            share = min(1, broadcast(share).item())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, share)
         loss = objective(draw(pool, args.batch_size, min(17, args.shape[0]), device))
@@ -177,7 +181,7 @@ def main():
         accelerator.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         mean.update_parameters(vae)
-        done = step % 10 == 0 and accelerator.gather(torch.tensor([share], device=device)).max().item() >= 1
+        done = share >= 1
         if rank == 0 and (done or time.time() - shown > 60):
             shown = time.time()
             whole, known, deviation = validate(copy.deepcopy(mean.module).bfloat16(), checks)

@@ -5,6 +5,7 @@ metres, c2w float64 [F, 4, 4], K float64 [3, 3] in pixels. Renders and truths ar
 """
 
 import itertools
+import queue
 from random import Random
 from typing import NamedTuple
 
@@ -26,29 +27,30 @@ class Clip(NamedTuple):
     k: Tensor
 
 
-def film(scene, c2w, k, height, width, samples=2):
-    """The scene along c2w [F, 4, 4]: (rgb, depth); samples x samples rays a pixel."""
+def film(scene, c2w, k, height, width, frames=None):
+    """The scene along c2w [F, 4, 4] through K ([3, 3] or [F, 3, 3]): (rgb, depth); frames [F]: the moments in time."""
     times = scenes.frame_times(len(c2w))
+    times = times if frames is None else times[frames]
     at_once = FRAMES_AT_ONCE if c2w.device.type == "cuda" else 1
-    parts = [scenes.render(scene, pose, k, height, width, time, samples)
-             for pose, time in zip(c2w.split(at_once), times.split(at_once), strict=True)]
+    moments = zip(*(x.split(at_once) for x in (c2w, k.expand(len(c2w), 3, 3), times)), strict=True)
+    parts = [scenes.render(scene, pose, lens, height, width, time) for pose, lens, time in moments]
     rgb, depth = (torch.cat(part) for part in zip(*parts, strict=True))
     return (rgb * 255).round().byte(), depth
 
 
-def make_clip(scene, shape, focal, device, samples=2):
+def make_clip(scene, shape, focal, device):
     """The scene filmed by its own camera; shape: (frames, height, width), focal: pixels."""
     frames, height, width = shape
     # The optical axis goes through the pixel that data_gen.py takes for it when no K is given.
     k = torch.tensor([[focal, 0, width // 2], [0, focal, height // 2], [0, 0, 1]], dtype=torch.float64, device=device)
     c2w = scenes.camera_path(scene, frames).to(device)
-    return Clip(scene, *film(scene, c2w, k, height, width, samples), c2w, k)
+    return Clip(scene, *film(scene, c2w, k, height, width), c2w, k)
 
 
-def path_cameras(clip, keyframes, radius_scale=1.0):
+def path_cameras(clip, keyframes):
     """trajectory.Cameras of keyframes about the depth at the centre of the first frame, as data_gen.py takes it."""
     frames, height, width = clip.depth.shape
-    radius = clip.depth[0, height // 2, width // 2].item() * radius_scale
+    radius = clip.depth[0, height // 2, width // 2].item()
     return trajectory.keyframe_cameras(keyframes, clip.k.cpu().numpy()[None].repeat(frames, 0), radius)
 
 
@@ -56,18 +58,16 @@ def render(clip, cameras, mode):
     """What data_gen.py makes of the clip in a mode: (render, mask bool [F, H, W])."""
     motion = torch.from_numpy(np.linalg.inv(cameras.c2w)).to(clip.k)
     k, k_target = clip.k.expand(len(motion), 3, 3), torch.from_numpy(cameras.intrinsics).to(clip.k)
-    x = video.to_signed(clip.rgb)
-    if mode == "train":
-        x, mask = warp.double_warp(x, clip.depth, motion, k, k_target)
-    else:
-        x, mask = warp.dilate_holes(*warp.forward_warp(x, clip.depth, motion, k, k_target))
+    x = video.to_signed(clip.rgb[cameras.frames])
+    x, mask = warp.render(mode, x, clip.depth[cameras.frames], motion, k, k_target)
     return video.to_bytes(x), mask
 
 
-def truth(clip, cameras, samples=2):
+def truth(clip, cameras):
     """The exact view along the cameras: what the evaluation render would show if nothing had been hidden."""
-    c2w = clip.c2w @ torch.from_numpy(cameras.c2w).to(clip.c2w)
-    return film(clip.scene, c2w, clip.k, *clip.depth.shape[1:], samples)[0]
+    c2w = clip.c2w[cameras.frames] @ torch.from_numpy(cameras.c2w).to(clip.c2w)
+    k = torch.from_numpy(cameras.intrinsics).to(clip.k)
+    return film(clip.scene, c2w, k, *clip.depth.shape[1:], torch.from_numpy(cameras.frames))[0]
 
 
 def random_clip(seed, shape, device):
@@ -82,21 +82,36 @@ class Stream:
 
     def __init__(self, make, first, devices):
         context = torch.multiprocessing.get_context("spawn")
-        self.queue = context.Queue(2 * len(devices))
+        self.queue, self.processes = context.Queue(2 * len(devices)), []
         for i, device in enumerate(devices):
             args = make, first + i, len(devices), device, self.queue
-            context.Process(target=_produce, args=args, daemon=True).start()
+            self.processes.append(context.Process(target=_produce, args=args, daemon=True))
+            self.processes[-1].start()
 
     def take(self, wait):
-        """The items that are ready; at least one if `wait`."""
-        items = [self.queue.get()] if wait else []
-        while not self.queue.empty():
-            items.append(self.queue.get())
+        """The items that are ready; at least one if `wait`. RuntimeError if a process has died."""
+        items = []
+        while not self.queue.empty() or (wait and not items):
+            try:
+                items.append(self.queue.get(timeout=1))
+            except queue.Empty:
+                pass
+            if not all(process.is_alive() for process in self.processes):
+                raise RuntimeError("a process that makes scenes has died; its own message is above")
         return items
 
 
-def _produce(make, first, step, device, queue):
+def _produce(make, first, step, device, items):
     torch.set_num_threads(1)
+    parent = torch.multiprocessing.parent_process()
     with torch.no_grad():
         for seed in itertools.count(first, step):
-            queue.put(make(seed, torch.device(device)))
+            item = make(seed, torch.device(device))
+            while True:
+                if not parent.is_alive():
+                    return
+                try:
+                    items.put(item, timeout=1)
+                    break
+                except queue.Full:
+                    pass

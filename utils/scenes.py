@@ -115,7 +115,7 @@ def make_scene(seed: int) -> Scene:
     colours = rng.choice(PALETTES).split()
     distance, yaw = rng.uniform(3.0, 3.3), rng.choice((-1, 1)) * math.radians(rng.uniform(14, 24))
     room = _room(rng, distance, yaw)
-    eye, light = _stage(0, -distance, yaw), _stage(rng.uniform(-1.7, -1.0), rng.uniform(-1.5, -0.8), yaw)
+    eye, light = stage(0, -distance, yaw), stage(rng.uniform(-1.7, -1.0), rng.uniform(-1.5, -0.8), yaw)
     return Scene(
         seed,
         room,
@@ -161,7 +161,7 @@ def camera_path(scene: Scene, frames: int) -> Tensor:
     return c2w
 
 
-def _stage(x: float, z: float, yaw: float) -> tuple[float, float]:
+def stage(x: float, z: float, yaw: float) -> tuple[float, float]:
     """(x, z) as the first camera sees the floor (z ahead, its target at 0) in the room's axes."""
     return x * math.cos(yaw) + z * math.sin(yaw), z * math.cos(yaw) - x * math.sin(yaw)
 
@@ -190,15 +190,15 @@ def _bodies(rng: Random, colours: list[str], yaw: float, room: Body) -> list[Bod
     first = rng.choice(ROLES[:3])
     for role in (first, *rng.sample([r for r in ROLES if r != first], rng.randint(1, 4))):
         tries = (_extra(rng, role, colours, yaw, room) for _ in range(300))
-        bodies += islice((b for b in tries if _inside(b, room) and all(_apart(b, other) for other in bodies)), 1)
+        bodies += islice((b for b in tries if _inside(b, room) and all(apart(b, other) for other in bodies)), 1)
     return bodies
 
 
 def _extra(rng: Random, role: tuple, colours: list[str], yaw: float, room: Body) -> Body:
     kind, *ranges, (dx, dz), hop = role
     size, side, back = (rng.uniform(*r) for r in ranges)
-    drift = _stage(rng.uniform(-dx, dx), rng.uniform(-dz, dz), yaw)
-    x, z = (c - d / 2 for c, d in zip(_stage(rng.choice((-1, 1)) * side, back, yaw), drift, strict=True))
+    drift = stage(rng.uniform(-dx, dx), rng.uniform(-dz, dz), yaw)
+    x, z = (c - d / 2 for c, d in zip(stage(rng.choice((-1, 1)) * side, back, yaw), drift, strict=True))
     if kind == "cabinet":
         half = size, rng.uniform(0.5, 0.75), 0.2
         books = Texture("books", " ".join(rng.sample(colours, 3)), half[1] / 2, _shift(rng))
@@ -226,7 +226,7 @@ def _inside(body: Body, room: Body) -> bool:
     return all(abs(x) + turn * body.half[i] < room.half[i] for i, x in ends)
 
 
-def _apart(a: Body, b: Body) -> bool:
+def apart(a: Body, b: Body) -> bool:
     """Whether the two stay clear of each other."""
     x, z, dx, dz = a.at[0] - b.at[0], a.at[2] - b.at[2], a.drift[0] - b.drift[0], a.drift[1] - b.drift[1]
     t = min(max(-(x * dx + z * dz) / (dx * dx + dz * dz + 1e-9), 0), 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from utils import textures
-from utils.scenes import SWAY, Body, Scene, _apart, _stage
+from utils.scenes import SWAY, Body, Scene, apart, stage
 from utils.textures import Texture, edge, fbm, smooth
 
 FAR, HIGH, SUN_AWAY = 40.0, 30.0, 1000.0  # radius and height of the sky, distance of the light [m]
@@ -48,8 +48,8 @@ def make_shifted_scene(seed: int) -> Yard:
     """A yard with something in the middle, two to five things around it, one of them moving, and a hand-held camera."""
     rng = Random(f"yard {seed}")
     distance, yaw = rng.uniform(3.0, 3.3), rng.choice((-1, 1)) * math.radians(rng.uniform(10, 24))
-    eye = _stage(0, -distance, yaw)
-    sun = _stage(rng.choice((-1, 1)) * rng.uniform(0.5, 0.9), rng.uniform(-0.6, 0.1), yaw)
+    eye = stage(0, -distance, yaw)
+    sun = stage(rng.choice((-1, 1)) * rng.uniform(0.5, 0.9), rng.uniform(-0.6, 0.1), yaw)
     pattern, colours, scale = rng.choice((("cobbles", STONES, (0.14, 0.22)), ("tiles", GLAZES, (0.3, 0.45))))
     lawn = _texture(rng, "leaves", GREENS, 0.07)
     return Yard(
@@ -80,7 +80,7 @@ def _bodies(rng: Random, yaw: float) -> list[Body]:
     bodies.append(Body("box", (0.8, 0.12, 0.17), (x, -2 * high - 0.12, z), stone))
     for role in (first, *rng.sample([r for r in ROLES if r != first], rng.randint(1, 4))):
         tries = (_extra(rng, role, yaw) for _ in range(300))
-        bodies += islice((b for b in tries if all(_apart(b, other) for other in bodies)), 1)
+        bodies += islice((b for b in tries if all(apart(b, other) for other in bodies)), 1)
     skin = _texture(rng, *rng.choice((("leaves", GREENS, 0.09), ("cobbles", STONES, 0.2), ("glyphs", PAINTS, 0.3))))
     x, z, wide, high = rng.uniform(-1, 1), rng.uniform(3.2, 4.2), rng.uniform(2.5, 5.0), rng.uniform(0.4, 0.7)
     steps = [(high * (1 - k / 3), z - 0.4 * k) for k in range(rng.choice((1, 3)))]
@@ -113,9 +113,9 @@ def _tree(rng: Random, aside: float, yaw: float) -> list[Body]:
 
 def _extra(rng: Random, role: tuple, yaw: float) -> Body:
     kind, half, (pattern, colours, scale), side, back, (dx, dz), hop, above = role
-    size, drift = rng.uniform(0.85, 1.15), _stage(rng.uniform(-dx, dx), rng.uniform(-dz, dz), yaw)
+    size, drift = rng.uniform(0.85, 1.15), stage(rng.uniform(-dx, dx), rng.uniform(-dz, dz), yaw)
     half, skin = tuple(size * h for h in half), _texture(rng, pattern, colours, size * scale)
-    place = _stage(rng.choice((-1, 1)) * rng.uniform(*side), rng.uniform(*back), yaw)
+    place = stage(rng.choice((-1, 1)) * rng.uniform(*side), rng.uniform(*back), yaw)
     x, z = (c - d / 2 for c, d in zip(place, drift, strict=True))
     turn = rng.uniform(0, 3), rng.uniform(-2, 2)
     return Body(kind, half, (x, -half[1] - above, z), skin, drift, (*hop, rng.random()), turn)

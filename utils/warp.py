@@ -121,6 +121,13 @@ def dilate_holes(frames, mask):
     return frames.masked_fill(~mask[:, None], -1), mask
 
 
+def render(mode, frames, depth, motion, k, k_target=None):
+    """What training ("train": there and back) or inference ("eval": there, holes grown) sees: frames and mask."""
+    if mode == "train":
+        return double_warp(frames, depth, motion, k, k_target)
+    return dilate_holes(*forward_warp(frames, depth, motion, k, k_target))
+
+
 def cut_edges(depth, threshold):
     """Depth [B, H, W] made unknown (0) where the farthest depth around a pixel is over 1 + threshold times the nearest.
 

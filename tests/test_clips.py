@@ -71,3 +71,15 @@ def test_every_training_path_can_be_filmed():
     for keyframes in trajectory.random_keyframes(0, 2):
         render, mask = clips.render(clip, clips.path_cameras(clip, keyframes), "train")
         assert (render[mask].int() - clip.rgb[mask].int()).abs().median() < 6
+
+
+def make_nothing(seed, device):
+    raise ValueError(f"no scene {seed}")
+
+
+def test_a_stream_whose_processes_die_says_so():
+    stream = clips.Stream(make_nothing, 0, ["cpu"])
+    with pytest.raises(RuntimeError, match="has died"):
+        stream.take(wait=True)
+    with pytest.raises(RuntimeError, match="has died"):
+        stream.take(wait=False)

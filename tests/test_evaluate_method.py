@@ -50,7 +50,7 @@ def test_finetuning_changes_a_copy_and_can_be_repeated(model):
     embedding, _ = pipeline.empty_prompt(model / "base", 8, torch.float32)
     clip, cameras, *_ = evaluate.open_scene("yards", 100, pipe.clip_shape, CPU)
     before = {name: p.clone() for name, p in pipe.transformer.named_parameters()}
-    runs = [evaluate.finetune(pipe, embedding, clip, cameras, evaluate.Finetuning(steps=2, renders=2, **kind), 0)
+    runs = [evaluate.finetune(pipe, embedding, clip, cameras, evaluate.Finetuning(train_epochs=2, renders=2, **kind), 0)
             for kind in ({}, {}, {"holes": "boxes"}, {"rank": 4}, {"ranks": 2}, {"rank": 4})]  # fmt: skip
     assert all(torch.equal(p, before[name]) for name, p in pipe.transformer.named_parameters())
     weights = [dict(run.named_parameters()) for run in runs]

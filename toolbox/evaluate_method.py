@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "finetune"))
 import dataset
 from loss import denoising_loss
+from train import learning_rate
 
 from utils import cli, clips, fusion, metrics, pipeline, shifted_scenes, trajectory, video
 
@@ -34,12 +35,12 @@ COLUMNS = ("holes", "known", "full", "composite", "ssim", "sharpness")
 
 @dataclass(frozen=True)
 class Finetuning:
-    """How the transformer is finetuned on a clip; the defaults are finetune_cognvs.sh's but for steps and rate."""
+    """How the transformer is finetuned on a clip, in the words of finetune_cognvs.sh where it has them."""
 
-    steps: int = 100
+    train_epochs: int = 100
     learning_rate: float = 3e-4
-    warmup: int = 0
-    falling: bool = True  # to 0, linearly
+    lr_scheduler: str = "linear"
+    lr_warmup_steps: int = 0
     renders: int = 8
     ranks: int = 1  # samples a step
     identical: bool = False  # the same sample on all of them, as published
@@ -50,10 +51,10 @@ class Finetuning:
 
 FINETUNINGS = {
     "default": Finetuning(),
-    **{f"{n} steps": Finetuning(steps=n) for n in (25, 50, 200, 400)},
+    **{f"{n} steps": Finetuning(train_epochs=n) for n in (25, 50, 200, 400)},
     **{f"rate {r:g}": Finetuning(learning_rate=r) for r in (2e-5, 1e-4, 1e-3)},
-    "constant rate": Finetuning(falling=False),
-    "warm-up": Finetuning(warmup=20),
+    "constant rate": Finetuning(lr_scheduler="constant"),
+    "warm-up": Finetuning(lr_warmup_steps=20),
     "4 ranks": Finetuning(ranks=4),
     "4 ranks, identical": Finetuning(ranks=4, identical=True),
     "no noise": Finetuning(noise=False),
@@ -182,10 +183,9 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.learning_rate,
                                   (0.9, 0.95), weight_decay=1e-4)  # fmt: skip
     rotary = pipe.rotary_embedding(device)
-    for step in range(settings.steps):
-        left = 1 - step / settings.steps if settings.falling else 1
+    for step in range(settings.train_epochs):
         for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * left * min(1, (step + 1) / (settings.warmup + 1))
+            group["lr"] = learning_rate(settings, step)
         for rank in range(1 if settings.identical else settings.ranks):
             sample = dataset.training_sample(pipe, pairs, seed, rank, step, device, dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -218,15 +218,12 @@ def fused(clip, cameras, render, mask, count=16):
     return video.to_bytes(x).cpu().numpy()
 
 
-@torch.no_grad()
 def simple_results(pipe, clip, cameras, render, mask, truth):
     """(method, picture) of what needs no transformer; "vae" is the truth through encoder and decoder."""
     yield "black", render
     yield "telea", telea(render, mask)
     yield "nearest in time", nearest_in_time(render, mask)
-    x = video.to_signed(torch.from_numpy(truth))[None].to(pipe.device, pipe.dtype).transpose(1, 2)
-    y = pipe.vae.decode(pipe.vae.encode(x).latent_dist.mode()).sample[0].float().clamp(-1, 1)
-    yield "vae", (y.permute(1, 2, 3, 0) / 2 + 0.5).cpu().numpy()
+    yield "vae", pipeline.reconstruct(pipe.vae, torch.from_numpy(truth).to(pipe.device))[1]
 
 
 def model_results(args, pipe, embedding, scene, seed, done):
@@ -258,8 +255,8 @@ def results(args, pipe, embedding, scene, done):
         yield from ((seed, *result) for result in model_results(args, pipe, embedding, scene, seed, done))
 
 
-def write_strip(args, number, pictures):
-    """A video of all pictures side by side, and its middle frame."""
+def write_videos(args, number, pictures):
+    """Every picture as a video of its own, in a folder of the scene."""
     folder = args.output_dir / f"{args.world}_{number}"
     for name, picture in pictures.items():
         picture = picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
@@ -285,13 +282,14 @@ def main():
     args = parse_args()
     device = cli.pick_device(args.device)
     dtype = pipeline.pick_dtype("auto", device)
-    pipe = pipeline.load_pipeline(args.model_path, pipeline.find_weights(args.cognvs_ckpt_path), dtype, device)
+    weights = pipeline.find_weights(args.cognvs_ckpt_path)
+    pipe = pipeline.load_pipeline(args.model_path, weights, dtype, device)
     pipe.set_progress_bar_config(disable=True)
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     embedding = embedding.to(device)
     path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = pipeline.fingerprint(pipeline.find_weights(args.cognvs_ckpt_path))
+    weights = pipeline.fingerprint(weights)
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rows = [row for row in rows if row["weights"] == weights]
     numbers = range(FIRST_SEED[args.set], FIRST_SEED[args.set] + args.scenes)
@@ -307,7 +305,7 @@ def main():
                 file.write(json.dumps(rows[-1]) + "\n")
                 if seed == 0:
                     pictures[method] = picture
-            write_strip(args, number, pictures)
+            write_videos(args, number, pictures)
     told = [row for row in rows if row["scene"] in numbers and row["seed"] < args.seeds]
     print(f"\n{args.world}, {args.scenes} scenes from seed {numbers[0]}, {args.seeds} seeds; PSNR in dB\n")
     print(table(told))

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import cli, scenes, sequence, trajectory, video
+from utils import cli, clips, scenes, sequence, trajectory, video
 from utils.cli import InputError
 
 
@@ -69,8 +69,7 @@ def main():
     c2w = scenes.camera_path(scene, args.frames)
     fps = Fraction(args.fps).limit_denominator(1001)
     info = video.VideoInfo(args.frames, args.height, args.width, fps)
-    # The optical axis goes through the pixel that data_gen.py takes for it when no K is given.
-    k = torch.tensor([[args.focal, 0, args.width // 2], [0, args.focal, args.height // 2], [0, 0, 1]]).double()
+    k = clips.lens(args.focal, args.height, args.width)
     render_video(args.output_dir / "gt_rgb.mp4", scene, c2w, k, info, args.crf, device)
 
     sx, sy = width / args.width, height / args.height

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import cli, clips, fast_vae, metrics, trajectory, video
+from utils import cli, clips, fast_vae, metrics, pipeline, trajectory
 
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION_SEEDS = range(100, 106)  # of the set on which settings are chosen; training starts at 1,000
@@ -98,18 +98,11 @@ def validate(vae, items):
     """Mean PSNR of reconstructed clips, of the known pixels of renders with holes, and the deviation of latents."""
     scores = []
     for rgb, render, mask in items:
-        latents, whole = reconstruct(vae, rgb)
-        _, holed = reconstruct(vae, render)
+        latents, whole = pipeline.reconstruct(vae, rgb)
+        _, holed = pipeline.reconstruct(vae, render)
         known = metrics.psnr(holed, render.cpu().numpy() / 255, mask.cpu().numpy())
         scores.append([metrics.psnr(whole, rgb.cpu().numpy() / 255), known, latents.float().std().item()])
     return torch.tensor(scores).mean(0).tolist()
-
-
-def reconstruct(vae, rgb):
-    """The latents of a clip uint8 [F, H, W, 3], and what the decoder makes of them, in [0, 1]."""
-    latents = vae.encode(video.to_signed(rgb).transpose(0, 1)[None].to(vae.dtype)).latent_dist.mode()
-    y = vae.decode(latents).sample[0]  # [3, F, H, W]
-    return latents, (y.float().clamp(-1, 1).permute(1, 2, 3, 0) / 2 + 0.5).cpu().numpy()
 
 
 def make_vae(args):

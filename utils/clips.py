@@ -6,6 +6,7 @@ metres, c2w float64 [F, 4, 4], K float64 [3, 3] in pixels. Renders and truths ar
 
 import itertools
 import queue
+import time
 from random import Random
 from typing import NamedTuple
 
@@ -38,11 +39,15 @@ def film(scene, c2w, k, height, width, frames=None):
     return (rgb * 255).round().byte(), depth
 
 
+def lens(focal, height, width):
+    """K, float64 [3, 3]; its optical axis goes through the pixel that data_gen.py takes for it when no K is given."""
+    return torch.tensor([[focal, 0, width // 2], [0, focal, height // 2], [0, 0, 1]], dtype=torch.float64)
+
+
 def make_clip(scene, shape, focal, device):
     """The scene filmed by its own camera; shape: (frames, height, width), focal: pixels."""
     frames, height, width = shape
-    # The optical axis goes through the pixel that data_gen.py takes for it when no K is given.
-    k = torch.tensor([[focal, 0, width // 2], [0, focal, height // 2], [0, 0, 1]], dtype=torch.float64, device=device)
+    k = lens(focal, height, width).to(device)
     c2w = scenes.camera_path(scene, frames).to(device)
     return Clip(scene, *film(scene, c2w, k, height, width), c2w, k)
 
@@ -91,14 +96,14 @@ class Stream:
     def take(self, wait):
         """The items that are ready; at least one if `wait`. RuntimeError if a process has died."""
         items = []
-        while not self.queue.empty() or (wait and not items):
-            try:
-                items.append(self.queue.get(timeout=1))
-            except queue.Empty:
-                pass
+        while True:
             if not all(process.is_alive() for process in self.processes):
                 raise RuntimeError("a process that makes scenes has died; its own message is above")
-        return items
+            while not self.queue.empty():
+                items.append(self.queue.get())
+            if items or not wait:
+                return items
+            time.sleep(0.01)
 
 
 def _produce(make, first, step, device, items):

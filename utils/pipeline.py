@@ -17,7 +17,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from utils import fast_vae
+from utils import fast_vae, video
 from utils.cli import InputError
 
 # What the untiled VAE needs beside the weights, measured at 49 x 480 x 720 in bf16. With less free it works in tiles.
@@ -110,6 +110,14 @@ def load_vae(model_path, dtype):
     """The base's VAE."""
     check_base(Path(model_path))
     return fast_vae.speed_up(load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype))
+
+
+@torch.no_grad()
+def reconstruct(vae, rgb):
+    """What a VAE keeps of a clip uint8 [F, H, W, 3]: its latents, and the decoded frames, a float32 array in [0, 1]."""
+    latents = vae.encode(video.to_signed(rgb).transpose(0, 1)[None].to(vae.dtype)).latent_dist.mode()
+    y = vae.decode(latents).sample[0]  # [3, F, H, W]
+    return latents, (y.float().clamp(-1, 1).permute(1, 2, 3, 0) / 2 + 0.5).cpu().numpy()
 
 
 def load_pipeline(model_path, weights, dtype, device):

@@ -24,8 +24,8 @@ class ScenePairs:
     """Stands in for dataset.Pairs. What is drawn when depends on how fast scenes come: no two runs are the same."""
 
     def __init__(self, first_seed, model_path, shape, rank, device, first=FIRST, producers=PRODUCERS):
-        alone = device.type == "cuda" and os.environ.get("WORLD_SIZE", "1") == "1"
-        tracer = f"cuda:{torch.cuda.device_count() - 1}" if alone else str(device)  # a GPU on which nobody trains
+        spare = torch.cuda.device_count() > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # a GPU on which nobody trains
+        tracer = f"cuda:{torch.cuda.device_count() - 1}" if spare and device.type == "cuda" else str(device)
         make = functools.partial(make_pairs, model_path, shape)
         self.stream = clips.Stream(make, first_seed + 1_000_000 * rank, [tracer] * producers)
         self.pairs, self.made, self.device = [], 0, device

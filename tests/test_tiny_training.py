@@ -25,7 +25,7 @@ def small(tmp_path_factory):
 
 def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys):
     config = small / "base" / "vae"
-    args = ("train_tiny_vae", "--vae_config", config, "--shape", *SHAPE, "--producers", 1, "--pool", 2,
+    args = ("train_tiny_vae", "--vae_config", config, "--shape", *SHAPE, "--producers", 1, "--pool", 2, 4,
             "--batch_size", 2, "--minutes", 0.03)  # fmt: skip
     assert call(*args, "--output_dir", tmp_path / "a") == 0
     first = load_file(tmp_path / "a" / "state.safetensors")

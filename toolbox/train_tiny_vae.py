@@ -44,9 +44,10 @@ def parse_args():
     parser.add_argument("--shape", type=int, nargs=3, default=(49, 128, 192), help="frames, height, width of a clip")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--learning_rate", type=float, default=8e-4)
-    parser.add_argument("--pool", type=int, default=500, help="scenes a process keeps, made before the first step")
-    parser.add_argument("--refresh", type=int, default=2, help="steps after which a new scene replaces the oldest")
+    parser.add_argument("--pool", type=int, nargs=2, default=(100, 500), help="scenes before the first step, kept")
+    parser.add_argument("--refresh", type=int, default=20, help="steps after which the scenes made since then come in")
     parser.add_argument("--producers", type=int, default=6, help="processes that ray-trace for each that trains")
+    parser.add_argument("--trace_on", help="device they use, the one that trains by default; cpu where cores abound")
     parser.add_argument("--last", action="store_true", help="piece: the learning rate falls")
     parser.add_argument("--freeze_encoder", action="store_true", help="leave the latents as they are")
     return parser.parse_args()
@@ -71,7 +72,7 @@ def draw(pool, count, frames, device):
 
 
 def loss_of(vae, x):
-    """L1, twice the MSE and half the L1 of the differences between neighbours of the reconstruction's error, and
+    """L1, eight times the MSE and half the L1 of the differences between neighbours of the reconstruction's error, and
     2e-4 KL, float32 scalar. Errors in holes count less: it is enough that the latents tell where they are."""
     posterior = vae.encode(x.bfloat16()).latent_dist
     known = (x > -1).any(1, keepdim=True)
@@ -79,7 +80,7 @@ def loss_of(vae, x):
     edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4)) / 3
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return error.abs().mean() + 2 * error.square().mean() + 0.5 * edges + 2e-4 * kl
+    return error.abs().mean() + 8 * error.square().mean() + 0.5 * edges + 2e-4 * kl
 
 
 @torch.no_grad()
@@ -131,55 +132,101 @@ def save(args, vae, mean, deviation):
 
 
 class Objective(torch.nn.Module):
-    """loss_of as a module, as distributed training wants it: weights in float32, all arithmetic in bf16, as it runs."""
+    """loss_of with all arithmetic in bf16, as the VAE runs; weights and gradients stay float32."""
 
     def __init__(self, vae):
         super().__init__()
         self.vae = vae
 
-    def forward(self, x, at_half=True):
-        if not at_half:
-            return loss_of(self.vae, x)
-        return functional_call(self, {name: p.bfloat16() for name, p in self.named_parameters()}, (x, False))
+    def forward(self, x):
+        return loss_of(self.vae, x)
+
+    def half(self, x):
+        return functional_call(self, {name: p.bfloat16() for name, p in self.named_parameters()}, (x,))
+
+
+def flat_gradient(parameters):
+    """One tensor, float32 [N], of which the gradients of all parameters are views."""
+    gradient = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
+    for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
+        p.grad = part.view_as(p)
+    return gradient
+
+
+def make_backward(objective, gradient, x):
+    """A function that puts the gradient of the loss for the batch in `x` into `gradient` and returns the loss.
+
+    On a GPU it is one CUDA graph: to start thousands of small kernels takes longer than to run them.
+    """
+
+    def backward():
+        gradient.zero_()
+        loss = objective.half(x)
+        loss.backward()
+        return loss.detach()
+
+    if x.device.type != "cuda":
+        return backward
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            backward()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        loss = backward()
+
+    def replay():
+        graph.replay()
+        return loss
+
+    return replay
 
 
 def main():
     args = parse_args()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     device, rank = accelerator.device, accelerator.process_index
-    torch.manual_seed(args.first_seed + rank)
     torch.backends.cudnn.benchmark = True
+    torch.manual_seed(args.first_seed)
     vae = make_vae(args).to(device)
+    torch.manual_seed(args.first_seed + rank)
     mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
-    optimizer = torch.optim.AdamW([p for p in vae.parameters() if p.requires_grad], betas=(0.9, 0.99))
-    objective, optimizer = accelerator.prepare(Objective(vae), optimizer)
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), fused=True)
     first = args.first_seed + 100_000 * rank
-    stream = clips.Stream(functools.partial(make_item, args.shape), first, [str(device)] * args.producers)
-    items = (item for _ in itertools.count() for item in stream.take(wait=True))
-    pool = deque(itertools.islice(items, args.pool), args.pool)
+    devices = [args.trace_on or str(device)] * args.producers
+    stream = clips.Stream(functools.partial(make_item, args.shape), first, devices)
+    pool = deque(maxlen=args.pool[1])
+    while len(pool) < args.pool[0]:
+        pool.extend(stream.take(wait=True))
     checks = validation_clips(args.shape, device)
+    gradient, frames = flat_gradient(parameters), min(17, args.shape[0])
+    x = draw(pool, args.batch_size, frames, device)
+    backward = make_backward(Objective(vae), gradient, x)
     start = shown = time.time()
     progress = tqdm(itertools.count(1), unit="step", desc="VAE", disable=rank > 0)
     for step in progress:
         if step % args.refresh == 0:
-            pool.append(next(items))
+            pool.extend(stream.take(wait=False))
         if step % 10 == 1:  # the same share of the time for all processes
             share = torch.tensor((time.time() - start) / (60 * args.minutes), device=device)
             share = min(1, broadcast(share).item())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, share)
-        loss = objective(draw(pool, args.batch_size, min(17, args.shape[0]), device))
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(vae.parameters(), 1.0)
+        x.copy_(draw(pool, args.batch_size, frames, device))
+        loss = backward()
+        gradient.copy_(accelerator.reduce(gradient, "mean"))
+        gradient.mul_((1 / gradient.norm().clamp(min=1e-6)).clamp(max=1))
         optimizer.step()
         mean.update_parameters(vae)
         done = share >= 1
-        if rank == 0 and (done or time.time() - shown > 60):
+        if rank == 0 and (done or time.time() - shown > 100):
             shown = time.time()
             whole, known, deviation = validate(copy.deepcopy(mean.module).bfloat16(), checks)
-            progress.write(f"{shown - start:.0f} s, step {step}: loss {loss.item():.4f}, PSNR {whole:.2f} dB, "
-                           f"known pixels beside holes {known:.2f} dB, latents {deviation:.3f}")
+            progress.write(f"{shown - start:.0f} s, step {step}, {len(pool)} scenes kept: loss {loss.item():.4f}, PSNR "
+                           f"{whole:.2f} dB, known pixels beside holes {known:.2f} dB, latents {deviation:.3f}")
         if done:
             break
     if rank == 0:

@@ -5,6 +5,7 @@ metres, c2w float64 [F, 4, 4], K float64 [3, 3] in pixels. Renders and truths ar
 """
 
 import itertools
+import math
 import queue
 import time
 from random import Random
@@ -12,11 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from utils import scenes, trajectory, video, warp
 
-SOFTNESS = 1.5  # of random_clip: what is finer, 2.65 M parameters of VAE cannot hold
+LENS_BLUR = 0.7  # pixels, sigma of the picture of a point
+COARSE, SOFTNESS = (2, 3.5), 1.5  # patterns of random_clip: what is finer, 2.65 M parameters of VAE cannot hold
 FRAMES_AT_ONCE = 49  # that a GPU traces together; its memory grows with them
 
 
@@ -36,7 +39,17 @@ def film(scene, c2w, k, height, width, frames=None):
     moments = zip(*(x.split(at_once) for x in (c2w, k.expand(len(c2w), 3, 3), times)), strict=True)
     parts = [scenes.render(scene, pose, lens, height, width, time) for pose, lens, time in moments]
     rgb, depth = (torch.cat(part) for part in zip(*parts, strict=True))
-    return (rgb * 255).round().byte(), depth
+    return (blur(rgb, LENS_BLUR) * 255).round().byte(), depth
+
+
+def blur(rgb, sigma):
+    """Float pictures [F, H, W, 3] seen through a lens that spreads a point as a Gaussian of `sigma` pixels."""
+    reach = math.ceil(3 * sigma)
+    weights = torch.exp(-torch.arange(-reach, reach + 1, device=rgb.device, dtype=rgb.dtype).square() / (2 * sigma**2))
+    weights = weights / weights.sum()
+    x = F.pad(rgb.permute(0, 3, 1, 2).flatten(0, 1)[:, None], (reach,) * 4, mode="replicate")
+    x = F.conv2d(F.conv2d(x, weights[None, None, None]), weights[None, None, :, None])
+    return x[:, 0].unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
 
 
 def lens(focal, height, width):
@@ -78,7 +91,7 @@ def truth(clip, cameras):
 def random_clip(seed, shape, device):
     """The clip of a random room of the small model's world, filmed with a random lens."""
     rng = Random(f"clip {seed}")
-    focal, coarse = rng.uniform(0.8, 1.3) * shape[2], rng.uniform(1.5, 2.5)
+    focal, coarse = rng.uniform(0.8, 1.3) * shape[2], rng.uniform(*COARSE)
     return make_clip(scenes.coarsen(scenes.make_scene(seed), coarse, SOFTNESS), shape, focal, device)
 
 

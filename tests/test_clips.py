@@ -2,6 +2,8 @@
 
 import functools
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +19,8 @@ def clip(request):
 
 def test_a_clip_has_exact_depth_and_cameras(clip):
     rgb, depth = scenes.render(clip.scene, clip.c2w, clip.k, *SHAPE[1:], scenes.frame_times(5))
-    assert torch.equal(clip.rgb, (rgb * 255).round().byte()) and torch.equal(clip.depth, depth)
+    seen = [cv2.GaussianBlur(frame, (7, 7), clips.LENS_BLUR, borderType=cv2.BORDER_REPLICATE) for frame in rgb.numpy()]
+    assert np.abs(clip.rgb.numpy() - 255 * np.stack(seen)).max() <= 0.501 and torch.equal(clip.depth, depth)
     assert clip.rgb.shape == (*SHAPE, 3) and (clip.depth > 0).all()
 
 

@@ -24,8 +24,10 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="sequence folder to write")
     parser.add_argument("--seed", type=int, default=0, help="of the scene")
-    parser.add_argument("--pattern_scale", type=float, default=2, help="size of the patterns on surfaces; 2 suits the "
+    parser.add_argument("--pattern_scale", type=float, default=3, help="size of the patterns on surfaces; 3 suits the "
                         "small model of checkpoints/tiny, which loses what is finer")
+    parser.add_argument("--lens_blur", type=float, default=1 / 320, help="sigma of the picture of a point, a share "
+                        "of the width")
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--width", type=int, default=480)
@@ -39,12 +41,13 @@ def parse_args():
     return parser.parse_args()
 
 
-def render_video(path, scene, c2w, k, info, crf, device):
+def render_video(path, scene, c2w, k, info, args, device):
     """Ray-trace the scene frame by frame from c2w [N, 4, 4] and write it."""
     times = scenes.frame_times(info.frames)
-    with video.VideoWriter(path, info, crf) as writer:
+    with video.VideoWriter(path, info, args.crf) as writer:
         for pose, time in zip(tqdm(c2w, unit="frame", desc=path.stem), times, strict=True):
             rgb, _ = scenes.render(scene, pose[None].to(device), k.to(device), info.height, info.width, time[None])
+            rgb = clips.blur(rgb, args.lens_blur * info.width) if args.lens_blur else rgb
             writer.write((rgb * 255).round().byte().cpu().numpy())
 
 
@@ -62,15 +65,15 @@ def main():
     args = parse_args()
     device = cli.pick_device(args.device)
     height, width = round(args.height * args.depth_scale), round(args.width * args.depth_scale)
-    if min(args.frames, height, width) < 1 or min(args.focal, args.pattern_scale) <= 0:
+    if min(args.frames, height, width) < 1 or min(args.focal, args.pattern_scale) <= 0 or args.lens_blur < 0:
         raise InputError(f"{args.frames} frames, depth {width} x {height}, focal {args.focal}, pattern_scale "
-                         f"{args.pattern_scale}: expected all above 0")
+                         f"{args.pattern_scale}, lens_blur {args.lens_blur}: expected all above 0")
     scene = scenes.coarsen(scenes.make_scene(args.seed), args.pattern_scale, softness=1)
     c2w = scenes.camera_path(scene, args.frames)
     fps = Fraction(args.fps).limit_denominator(1001)
     info = video.VideoInfo(args.frames, args.height, args.width, fps)
     k = clips.lens(args.focal, args.height, args.width)
-    render_video(args.output_dir / "gt_rgb.mp4", scene, c2w, k, info, args.crf, device)
+    render_video(args.output_dir / "gt_rgb.mp4", scene, c2w, k, info, args, device)
 
     sx, sy = width / args.width, height / args.height
     ray_k = k * torch.tensor([[sx], [sy], [1.0]], dtype=torch.float64)  # each depth is taken at its pixel's centre
@@ -84,7 +87,7 @@ def main():
     for number, path in enumerate(sorted(args.trajs.glob("*.txt")), 1):
         motion = trajectory.relative_motion(trajectory.read_keyframes(path), args.frames, seq.pivot_depth)
         novel = c2w @ torch.linalg.inv(torch.from_numpy(motion))
-        render_video(args.output_dir / f"novel_gt{number}.mp4", scene, novel, k, info, args.crf, device)
+        render_video(args.output_dir / f"novel_gt{number}.mp4", scene, novel, k, info, args, device)
     print(f"wrote {args.output_dir}")
 
 

@@ -1,20 +1,25 @@
-"""Checkpoints of a run: DeepSpeed's own folder layout, written whole or not at all."""
+"""Checkpoints of a run, written whole or not at all.
+
+    my_checkpoint-N_transformer/  finished weights, which demo.py loads; or _lora/, what was learnt beside those
+    my_checkpoint-N_mean/         the running mean of the weights, of runs with ema_decay
+    checkpoint-N/                 the state to resume from: DeepSpeed's folder, or optimizer.pt of the single modes
+"""
 
 import re
 import shutil
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import EMAModel
 
+from utils import pipeline
 from utils.cli import InputError
 
-MEAN = "ema_transformer"  # folder in a checkpoint
+LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def list_checkpoints(output_dir):
     """{step: folder} of the whole checkpoint-N folders of a run, in order."""
-    folders = [folder.parent for folder in Path(output_dir).glob("checkpoint-*/latest")]
+    folders = [p.parent for name in ("latest", "optimizer.pt") for p in Path(output_dir).glob(f"checkpoint-*/{name}")]
     return dict(sorted((int(m[1]), p) for p in folders if (m := re.fullmatch(r"checkpoint-(\d+)", p.name))))
 
 
@@ -31,17 +36,23 @@ def find_resume(output_dir, resume):
             raise InputError(f"--resume_from_checkpoint latest: no checkpoint-N folder in {Path(output_dir).resolve()}")
         return max(there), there[max(there)]
     match = re.fullmatch(r"checkpoint-(\d+)", Path(resume).name)
-    if not match or not (Path(resume) / "latest").is_file():
-        raise InputError(f"--resume_from_checkpoint {resume}: no DeepSpeed checkpoint-N at {Path(resume).resolve()}")
+    if not match or Path(resume) not in list_checkpoints(Path(resume).parent).values():
+        raise InputError(f"--resume_from_checkpoint {resume}: no whole checkpoint-N at {Path(resume).resolve()}")
     if there and max(there) > int(match[1]):
         raise InputError(f"{output_dir} already holds {there[max(there)].name}, later than {Path(resume).name}: move "
                          "it away, or choose another output_dir")
     return int(match[1]), Path(resume)
 
 
-def make_mean(transformer, decay, step=0, resume=None):
-    """The running mean of a transformer's parameters in float32, gone on with from checkpoint `resume` of `step`."""
-    model = transformer if resume is None else type(transformer).from_pretrained(resume / MEAN, local_files_only=True)
+def mean_folder(output_dir, step):
+    return Path(output_dir) / f"my_checkpoint-{step}_mean"
+
+
+def make_mean(transformer, decay, step=0, folder=None):
+    """The running mean of a transformer's parameters in float32, gone on with from its `folder` after `step` steps."""
+    from diffusers.training_utils import EMAModel
+
+    model = transformer if folder is None else type(transformer).from_pretrained(folder, local_files_only=True)
     mean = EMAModel([p.detach().to(transformer.device, torch.float32) for p in model.parameters()], decay=decay)
     mean.optimization_step = step
     return mean
@@ -52,24 +63,80 @@ def save_mean(mean, transformer, folder):
     model = type(transformer).from_config(transformer.config)
     model.load_state_dict(transformer.state_dict())  # for what is no parameter
     mean.copy_to(model.parameters())
-    model.save_pretrained(folder)
+    save_whole(model.save_pretrained, folder)
 
 
-def save(accelerator, model, output_dir, step, limit, mean=None):
-    """Write checkpoint-<step>: weights, optimizer state and the model's config.json; keep the newest `limit`."""
-    final = Path(output_dir) / f"checkpoint-{step}"
+def weights_folder(output_dir, step, training_type):
+    return Path(output_dir) / f"my_checkpoint-{step}_{'lora' if training_type == 'lora' else 'transformer'}"
+
+
+def weights_beside(args, resume):
+    """The weights of the step whose state is the folder `resume`."""
+    folder = weights_folder(resume.parent, resume.name.removeprefix("checkpoint-"), args.training_type)
+    if not folder.is_dir():
+        raise InputError(f"{resume}: its weights are not beside it; expected {folder}")
+    return folder
+
+
+def weights_to_start(args, resume):
+    """The weights folder that a run loads first: those it began with, or went on to."""
+    if resume is None or args.training_type == "lora" or (resume / "latest").is_file():  # DeepSpeed's state holds them
+        return pipeline.find_weights(args.transformer_id)
+    return weights_beside(args, resume)
+
+
+def prepare_weights(args, transformer, resume):
+    """Choose what is trained: all weights, or a LoRA (bf16, on every attention layer's projections) that is added."""
+    if args.training_type == "sft":
+        return transformer.requires_grad_(True)
+    if resume:
+        pipeline.load_adapter(transformer, weights_beside(args, resume))
+    else:
+        from peft import LoraConfig
+
+        torch.manual_seed(args.seed)  # the global generator draws a LoRA's first weights
+        transformer.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.lora_alpha, target_modules=LORA_LAYERS))
+    for name, p in transformer.named_parameters():
+        p.requires_grad_("lora_" in name)
+        p.data = p.data.bfloat16()
+    return transformer
+
+
+def save_whole(save, folder):
+    """save(another folder), which takes this one's place when it is whole."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    save(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def save_weights(args, transformer, folder):
+    """Weights in the layout that process_ckpts.sh makes, or a LoRA folder."""
+    if args.training_type == "lora":
+        start = pipeline.find_weights(args.transformer_id)
+        save_whole(lambda part: pipeline.save_adapter(transformer, part, start), folder)
+    else:
+        save_whole(lambda part: transformer.save_pretrained(part, max_shard_size="5GB"), folder)
+
+
+def save(args, engine, transformer, step, mean=None):
+    """Write the weights of a step, and the state to resume from if any are to be kept; returns the weights' folder."""
+    weights, final = weights_folder(args.output_dir, step, args.training_type), args.output_dir / f"checkpoint-{step}"
     part = final.with_name(f"{final.name}.part")
-    if accelerator.is_main_process:
-        shutil.rmtree(part, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(part))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        accelerator.unwrap_model(model).save_config(part)
+    if engine.rank == 0:
+        save_weights(args, transformer, weights)
         if mean:
-            save_mean(mean, accelerator.unwrap_model(model), part / MEAN)
+            save_mean(mean, transformer, mean_folder(args.output_dir, step))
+        shutil.rmtree(part, ignore_errors=True)
+    engine.wait()
+    if args.checkpointing_limit:
+        engine.save(part)
+        engine.wait()
+    if args.checkpointing_limit and engine.rank == 0:
+        transformer.save_config(part)
         part.replace(final)
-        for folder in list(list_checkpoints(output_dir).values())[:-limit]:
+        for folder in list(list_checkpoints(args.output_dir).values())[: -args.checkpointing_limit]:
             shutil.rmtree(folder)
-    accelerator.wait_for_everyone()
-    return final
+    engine.wait()
+    return weights

@@ -10,7 +10,7 @@ import torch
 from utils import video
 from utils.cli import InputError
 
-VIDEOS_KEPT = 64  # decoded, when there are many sequences
+VIDEOS_KEPT = 64  # decoded, when there are many sequences; and posteriors of their windows
 
 
 def find_sequences(folder):
@@ -36,10 +36,14 @@ def find_pairs(folder):
     return target, renders
 
 
-def generator(seed, what, rank, step, device="cpu"):
-    """A torch.Generator that is a pure function of its arguments: any step can be repeated, and no two are alike."""
-    digest = hashlib.sha256(f"{seed}/{what}/{rank}/{step}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))
+def seed(run, what, rank, step):
+    """A number that is a pure function of its arguments: any step can be repeated, and no two are alike."""
+    return int.from_bytes(hashlib.sha256(f"{run}/{what}/{rank}/{step}".encode()).digest()[:7], "big")
+
+
+def generator(run, what, rank, step, device="cpu"):
+    """A torch.Generator seeded by seed()."""
+    return torch.Generator(device).manual_seed(seed(run, what, rank, step))
 
 
 def first_scene(base_dir_input):
@@ -65,6 +69,7 @@ class Pairs:
         self.sequences = [find_pairs(path) for path in find_sequences(folder)]
         keep = None if len(self.sequences) == 1 else VIDEOS_KEPT
         self.read = functools.lru_cache(keep)(self.read)  # a sequence of its own is decoded once
+        self.posterior = functools.lru_cache(VIDEOS_KEPT)(self.posterior)
 
     def __str__(self):
         count = sum(len(renders) for _, renders in self.sequences)
@@ -89,8 +94,12 @@ class Pairs:
     def latents(self, pipe, draw, rng, device, dtype):
         """(x0, condition) of a pair drawn by `draw`, encoded with the randomness of `rng`, [1, f, 16, h, w]."""
         target, render, start = self.draw(draw)
-        x0 = pipe.encode(self.clip(target, start, device, dtype), rng)
+        x0 = pipe.sample(self.posterior(pipe, target, start, device, dtype), rng)
         return x0, pipe.encode(add_noise(self.clip(render, start, device, dtype), rng), rng)
+
+    def posterior(self, pipe, target, start, device, dtype):
+        """Of a window of a target, the same at every step: encoded once, sampled anew."""
+        return pipe.posterior(self.clip(target, start, device, dtype))
 
 
 def add_noise(clip, rng):

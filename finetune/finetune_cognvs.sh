@@ -4,6 +4,7 @@
 # Arguments override the variables: sh finetune_cognvs.sh --train_epochs 100 --learning_rate 1e-5
 # Paths are relative to this folder, wherever the script is called from. GPUs are chosen in accelerate_config.yaml.
 set -eu
+last=""
 cd "$(dirname "$0")"
 
 model_path="../checkpoints/CogVideoX-5b-I2V"               # base model
@@ -12,12 +13,24 @@ output_dir="../checkpoints/cognvs_ckpt_finetuned_room"     # where checkpoints a
 base_dir_input="../demo_data/room"                         # sequence folder with training pairs, a folder of such,
                                                            # or scenes:N, ray-traced from seed N on
 
+training_type=sft              # sft: all weights; lora: a small adapter beside them
+rank=128                       # of the adapter
+lora_alpha=64
+memory=zero2                   # where the training state lives:
+                               #   zero2          several GPUs, as published; accelerate_config.yaml says which
+                               #   zero2_offload  the same, with the optimizer in host memory
+                               #   single         one GPU, 8-bit AdamW
+                               #   single_fused   one GPU, the least memory: updates inside the backward pass, clipped by
+                               #                  the gradient norm of the step before
 train_epochs=200               # optimiser steps
+total_samples=0                # above 0: in place of train_epochs, so that more GPUs are done sooner
 checkpointing_steps=200        # steps between checkpoints; the last step always writes one
-checkpointing_limit=1          # checkpoints to keep
+checkpointing_limit=1          # training states to keep for resuming, 0 for none; all weights are kept
 resume_from_checkpoint=""      # a checkpoint folder, or latest
-do_validation=False            # True: inpaint a training render now and then (slower)
+do_validation=False            # True: inpaint training renders now and then (slower)
 validation_steps=50            # steps between validations
+validation_renders=1           # training renders to inpaint, shared among the GPUs
+report_to=none                 # tensorboard or wandb (pip install it): beside train_log.csv and train_curve.png
 
 learning_rate=2e-5
 lr_scheduler=constant          # constant, linear or cosine, the last two falling to 0 at the last step
@@ -29,7 +42,7 @@ weight_decay=1e-4
 max_grad_norm=1.0
 batch_size=1                   # samples a GPU takes at once
 gradient_accumulation_steps=1  # times it does so before each optimiser step
-ema_decay=0                    # above 0: also keep the running mean of the weights, checkpoint-N/ema_transformer
+ema_decay=0                    # above 0: also keep the running mean of the weights, my_checkpoint-N_mean
 gradient_checkpointing=True    # less memory, a third more time
 seed=42
 accelerate_config="${accelerate_config:-accelerate_config.yaml}"
@@ -42,10 +55,20 @@ set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_di
     --epsilon "$epsilon" --weight_decay "$weight_decay" --max_grad_norm "$max_grad_norm" \
     --batch_size "$batch_size" --ema_decay "$ema_decay" \
     --gradient_accumulation_steps "$gradient_accumulation_steps" --gradient_checkpointing "$gradient_checkpointing" \
-    --seed "$seed" "$@"
+    --training_type "$training_type" --rank "$rank" --lora_alpha "$lora_alpha" --memory "$memory" --total_samples "$total_samples" --validation_renders "$validation_renders" \
+    --report_to "$report_to" --seed "$seed" "$@"
+for argument in "$@"; do  # the last --memory counts, as for all others
+    case "$last" in --memory) memory=$argument ;; esac
+    case "$argument" in --memory=*) memory=${argument#--memory=} ;; esac
+    last=$argument
+done
 
 [ -f "$accelerate_config" ] || { echo "error: accelerate_config $accelerate_config: no such file" >&2; exit 2; }
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # what torchrun would set, with a warning
 python=$(command -v python || command -v python3)
-"$python" train.py --prepare_only True "$@"  # checks all settings and embeds the empty prompt before any process starts
+processes=$(sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' "$accelerate_config")
+case "$memory" in single*) processes=1 ;; esac
+# all settings and the memory are checked, and the empty prompt is embedded, before any process starts
+"$python" train.py --prepare_for "${processes:-1}" "$@"
+case "$memory" in single*) exec "$python" train.py "$@" ;; esac
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # what torchrun would set, with a warning
 exec "$python" -m accelerate.commands.launch --config_file "$accelerate_config" train.py "$@"

@@ -1,25 +1,26 @@
-"""Test-time finetuning of the CogNVS transformer on one video's own training pairs, with DeepSpeed ZeRO-2.
+"""Test-time finetuning of the CogNVS transformer on one video's own training pairs.
 
     cd finetune && sh finetune_cognvs.sh
 
-That script holds every setting and starts this program through accelerate, one process a GPU.
+That script holds every setting and starts this program, through accelerate where there is a process for every GPU.
 """
 
 import argparse
 import csv
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 import dataset
+import memory
 from loss import denoising_loss
 
 from utils import cli, metrics, pipeline, video
@@ -39,30 +40,35 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("model_path", "transformer_id", "output_dir", "base_dir_input"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    for name in ("train_epochs", "checkpointing_steps", "checkpointing_limit", "validation_steps", "lr_warmup_steps",
-                 "batch_size", "gradient_accumulation_steps", "seed"):
+    for name in ("train_epochs", "total_samples", "checkpointing_steps", "checkpointing_limit", "validation_steps",
+                 "validation_renders", "lr_warmup_steps", "batch_size", "gradient_accumulation_steps", "rank", "seed"):
         parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm", "ema_decay"):
+    for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm", "ema_decay",
+                 "lora_alpha"):
         parser.add_argument(f"--{name}", type=float, required=True)
     for name in ("do_validation", "gradient_checkpointing"):
         parser.add_argument(f"--{name}", type=truth, required=True)
     parser.add_argument("--lr_scheduler", choices=("constant", "linear", "cosine"), required=True)
+    parser.add_argument("--training_type", choices=("sft", "lora"), required=True)
+    parser.add_argument("--memory", choices=memory.MODES, required=True)
+    parser.add_argument("--report_to", choices=("none", "tensorboard", "wandb"), required=True)
     parser.add_argument("--resume_from_checkpoint", default="")
-    parser.add_argument("--prepare_only", type=truth, default=False, help="check, embed the empty prompt, stop")
+    parser.add_argument("--prepare_for", type=int, help="this many processes: check, embed the empty prompt, stop")
     return parser.parse_args()
 
 
 def check(args):
     """Raise InputError for whatever can be known to be wrong before the models are loaded."""
-    for name in ("train_epochs", "checkpointing_steps", "checkpointing_limit", "validation_steps", "batch_size",
-                 "gradient_accumulation_steps"):
+    for name in ("train_epochs", "checkpointing_steps", "validation_steps", "validation_renders", "batch_size",
+                 "gradient_accumulation_steps", "rank"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name} {getattr(args, name)}: expected at least 1")
     for name, good in (
         ("learning_rate", 0 < args.learning_rate < 1), ("beta1", 0 <= args.beta1 < 1), ("beta2", 0 <= args.beta2 < 1),
         ("epsilon", 0 < args.epsilon < 1), ("weight_decay", 0 <= args.weight_decay < 1),
         ("max_grad_norm", 0 < args.max_grad_norm < math.inf), ("lr_warmup_steps", args.lr_warmup_steps >= 0),
-        ("ema_decay", 0 <= args.ema_decay < 1),
+        ("total_samples", args.total_samples >= 0), ("checkpointing_limit", args.checkpointing_limit >= 0),
+        ("ema_decay", 0 <= args.ema_decay < 1), ("lora_alpha", args.lora_alpha > 0),
     ):  # fmt: skip
         if not good:
             raise InputError(f"--{name} {getattr(args, name)}: out of range; finetune_cognvs.sh holds the usual value")
@@ -72,7 +78,9 @@ def check(args):
         if not path.is_dir():
             raise InputError(f"--{name} {path}: no folder at {path.resolve()}; paths are relative to finetune/")
     pipeline.check_base(args.model_path)
-    pipeline.find_weights(args.transformer_id)
+    weights = pipeline.find_weights(args.transformer_id)
+    if (weights / pipeline.ADAPTER).is_file():
+        raise InputError(f"--transformer_id {weights}: is a LoRA; merge it first with toolbox/merge_lora.py")
     for sequence in () if traced else dataset.find_sequences(args.base_dir_input):
         dataset.find_pairs(sequence)
     if traced and args.do_validation:
@@ -80,43 +88,30 @@ def check(args):
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new name")
     step, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
-    if resume and args.ema_decay and not (resume / checkpoint.MEAN).is_dir():
-        raise InputError(f"--ema_decay {args.ema_decay}: {resume} has no {checkpoint.MEAN} to go on from; give 0")
-    if step >= args.train_epochs:
+    mean = resume and checkpoint.mean_folder(resume.parent, step)
+    if mean and args.ema_decay and not mean.is_dir():
+        raise InputError(f"--ema_decay {args.ema_decay}: no {mean} to go on from; give 0")
+    if args.training_type == "lora" and args.ema_decay:
+        raise InputError("--ema_decay is for training_type=sft; give 0")
+    if args.memory == "single_fused" and args.gradient_accumulation_steps > 1:
+        raise InputError("memory=single_fused updates the weights in every backward pass: give "
+                         "gradient_accumulation_steps=1, or memory=single")
+    if step >= args.train_epochs and not args.total_samples:
         raise InputError(f"--train_epochs {args.train_epochs}: the checkpoint to go on from has {step} steps already")
 
 
 def prepare(args):
     """What is done once, before the processes start: the checks, and the embedding of the empty prompt."""
     check(args)
+    memory.check_needs(args, args.prepare_for)
     config = json.loads((pipeline.find_weights(args.transformer_id) / "config.json").read_text())
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], torch.bfloat16)
 
 
-def make_accelerator(args):
-    """accelerate's handle on the processes; the DeepSpeed JSON says precision and ZeRO stage, `args` all the rest."""
-    from accelerate import Accelerator
-    from accelerate.utils import InitProcessGroupKwargs
-
-    kwargs = []
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
-
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on first use
-        kwargs = [InitProcessGroupKwargs(backend="gloo")]
-    accelerator = Accelerator(kwargs_handlers=kwargs, gradient_accumulation_steps=args.gradient_accumulation_steps)
-    plugin = accelerator.state.deepspeed_plugin
-    if plugin is None:
-        raise InputError("accelerate was started without DeepSpeed; start with finetune_cognvs.sh and distributed_type "
-                         "DEEPSPEED in accelerate_config.yaml")
-    config = plugin.deepspeed_config
-    if not config.get("bf16", {}).get("enabled") or "optimizer" in config or "scheduler" in config:
-        raise InputError("the DeepSpeed JSON must enable bf16 and name no optimizer or scheduler: those are set in "
-                         "finetune_cognvs.sh")
-    config |= {"train_micro_batch_size_per_gpu": args.batch_size, "gradient_clipping": args.max_grad_norm,
-               "gradient_accumulation_steps": args.gradient_accumulation_steps}
-    return accelerator
+def set_steps(args, ranks):
+    """With total_samples: as many steps as it takes all ranks together to see that many."""
+    if args.total_samples:
+        args.train_epochs = math.ceil(args.total_samples / (ranks * args.batch_size * args.gradient_accumulation_steps))
 
 
 def learning_rate(args, step):
@@ -127,110 +122,159 @@ def learning_rate(args, step):
     return args.learning_rate * warmup * shape
 
 
-def open_log(path, step):
-    """A CSV writer that goes on after the rows of the first `step` steps."""
-    rows = []
-    if step and path.is_file():
-        with open(path, newline="") as file:
-            rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
-    file = open(path, "w", newline="", buffering=1)
-    writer = csv.writer(file)
-    writer.writerows([LOG_COLUMNS, *rows])
-    return writer
+class Log:
+    """train_log.csv, which goes on after the rows of the first `step` steps, and a tracker if one was asked for."""
+
+    def __init__(self, args, step):
+        path, rows = args.output_dir / "train_log.csv", []
+        if step and path.is_file():
+            with open(path, newline="") as file:
+                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+        self.path, self.tracker = path, make_tracker(args)
+        self.writer = csv.writer(open(path, "w", newline="", buffering=1))
+        self.writer.writerows([LOG_COLUMNS, *rows])
+
+    def add(self, step, losses, rate, norm, seconds):
+        """The row of a step; losses: tensor [ranks]. Returns what the progress bar shows."""
+        losses, norm = losses.tolist(), float(norm)
+        loss = sum(losses) / len(losses)
+        self.writer.writerow([step, repr(loss), repr(rate), repr(norm), f"{seconds:.3f}", " ".join(map(repr, losses))])
+        if self.tracker:
+            self.tracker.log({"loss": loss, "learning_rate": rate, "gradient_norm": norm}, step=step)
+        return {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "grad_norm": f"{norm:.3f}"}
+
+    def plot(self):
+        """train_curve.png: the loss of every step, its mean over 20 steps, and the gradient norm."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        with open(self.path, newline="") as file:
+            rows = [[float(row[name]) for name in ("step", "loss", "gradient_norm")] for row in csv.DictReader(file)]
+        step, loss, norm = np.array(rows).T
+        figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(8, 6))
+        upper.plot(step, loss, ".", alpha=0.3)
+        smooth = [loss[max(0, i - 19) : i + 1].mean() for i in range(len(loss))]
+        upper.plot(step, smooth)
+        upper.set_ylabel("loss, and its mean over 20 steps")
+        lower.plot(step, norm)
+        lower.set(xlabel="step", ylabel="gradient norm before clipping")
+        figure.savefig(self.path.with_name("train_curve.png"), dpi=100)
+        plt.close(figure)
 
 
-def validate(args, pipe, pairs, embedding, step, device):
-    """Inpaint the first training render, write render | output | target side by side, and return the PSNR."""
-    target, renders = pairs.sequences[0]
-    render, truth = (pairs.clip(path, 0, device, torch.float32)[0] / 2 + 0.5 for path in (renders[0], target))
-    out = pipe.inpaint(render, embedding, 50, torch.Generator().manual_seed(args.seed)).to(device)
-    row = (torch.cat([render, out, truth], 3) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    video.write_video(args.output_dir / "validation" / f"step-{step}.mp4", row, video.probe(target))
-    return metrics.psnr(out.cpu().numpy(), truth.cpu().numpy())
+def make_tracker(args):
+    """accelerate's tracker of tensorboard or wandb, or None."""
+    if args.report_to == "none":
+        return None
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    if args.report_to == "tensorboard":
+        return TensorBoardTracker("tensorboard", str(args.output_dir))
+    return WandBTracker("cognvs", dir=str(args.output_dir), name=args.output_dir.name)
 
 
-def save_settings(args, accelerator):
+def validate(args, engine, pipe, pairs, embedding, step):
+    """Inpaint training renders, shared among the ranks, as render | output | target; the mean PSNR over all."""
+    chosen = [(target, render) for target, renders in pairs.sequences for render in renders][: args.validation_renders]
+    psnr = torch.zeros(len(chosen), device=engine.device)
+    for number in range(engine.rank, len(chosen), engine.ranks):
+        target, render = chosen[number]
+        clip, truth = (pairs.clip(path, 0, engine.device, torch.float32)[0] / 2 + 0.5 for path in (render, target))
+        out = pipe.inpaint(clip, embedding, 50, torch.Generator().manual_seed(args.seed)).to(engine.device)
+        row = (torch.cat([clip, out, truth], 3) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        name = f"step-{step}_{target.parent.name}_{render.stem}.mp4"
+        video.write_video(args.output_dir / "validation" / name, row, video.probe(target))
+        psnr[number] = metrics.psnr(out.cpu().numpy(), truth.cpu().numpy())
+    engine.wait()
+    return engine.gather(psnr).reshape(-1, len(chosen)).sum(0).mean().item()
+
+
+def save_settings(args, engine):
     """settings.json beside the weights: every argument, the DeepSpeed configuration and the number of processes."""
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    settings["num_processes"] = accelerator.num_processes
-    settings["deepspeed"] = accelerator.state.deepspeed_plugin.deepspeed_config
+    settings["num_processes"] = engine.ranks
+    settings["deepspeed"] = engine.settings
     (args.output_dir / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
 
 
-def optimiser_step(args, accelerator, model, optimizer, pipe, pairs, embedding, step):
-    """One optimiser step; returns the losses of all ranks' samples and the gradient norm before clipping."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(args, step)
-    rotary, losses = pipe.rotary_embedding(accelerator.device), []
+def optimiser_step(args, engine, pipe, pairs, embedding, step):
+    """One optimiser step; returns the losses of all ranks' samples and the gradient norm before clipping, unread."""
+    engine.begin(step, learning_rate(args, step))
+    rotary, losses = pipe.rotary_embedding(engine.device), []
     for micro in range(args.gradient_accumulation_steps):
         number = step * args.gradient_accumulation_steps + micro
-        with accelerator.accumulate(model):
-            batch = dataset.training_batch(pipe, pairs, args.seed, accelerator.process_index, number, args.batch_size,
-                                           accelerator.device, embedding.dtype)
-            loss = denoising_loss(model, pipe.scheduler, *batch, embedding.expand(args.batch_size, -1, -1), rotary)
-            accelerator.backward(loss)  # under DeepSpeed this steps the optimizer too
+        batch = dataset.training_batch(pipe, pairs, args.seed, engine.rank, number, args.batch_size, engine.device,
+                                       embedding.dtype)  # fmt: skip
+        prompt = embedding.expand(args.batch_size, -1, -1)
+        loss = denoising_loss(engine.model, pipe.scheduler, *batch, prompt, rotary)
+        engine.backward(loss)
         losses.append(loss.detach())
-    return accelerator.gather(torch.stack(losses).mean()[None]).tolist(), float(model.get_global_grad_norm())
+    return engine.gather(torch.stack(losses).mean()), engine.step()
 
 
 def train(args):
-    accelerator = make_accelerator(args)
-    main_process, device = accelerator.is_main_process, accelerator.device
+    engine = memory.engine(args)
+    main_process, device = engine.rank == 0, engine.device
+    set_steps(args, engine.ranks)
     start, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
-    pipe = pipeline.load_pipeline(args.model_path, pipeline.find_weights(args.transformer_id), torch.bfloat16, device)
+    pipe = pipeline.load_pipeline(args.model_path, checkpoint.weights_to_start(args, resume), torch.bfloat16, device)
     pipe.set_progress_bar_config(disable=True)
     if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < 60 * 2**30:
         pipe.vae.enable_tiling()  # the training state is still to come
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, torch.bfloat16)
     embedding = embedding.to(device)
-    pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, accelerator.process_index, device)
+    pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank, device)
 
-    transformer = pipe.transformer.requires_grad_(True).train()
+    transformer = checkpoint.prepare_weights(args, pipe.transformer, resume).train()
     if args.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     mean = None
     if args.ema_decay and main_process:
-        mean = checkpoint.make_mean(transformer, args.ema_decay, start, resume)
-    optimizer = torch.optim.AdamW(transformer.parameters(), args.learning_rate, (args.beta1, args.beta2), args.epsilon,
-                                  args.weight_decay)
-    model, optimizer = accelerator.prepare(transformer, optimizer)
+        mean = checkpoint.make_mean(transformer, args.ema_decay, start,
+                                    resume and checkpoint.mean_folder(resume.parent, start))
+    engine.prepare(transformer)
     if resume:
-        accelerator.load_state(str(resume))
+        engine.load(resume)
     if main_process:
-        save_settings(args, accelerator)
-        log = open_log(args.output_dir / "train_log.csv", start)
-        print(f"{args.base_dir_input}: {pairs}, {accelerator.num_processes} processes on "
-              f"{device.type}, steps {start} to {args.train_epochs}")
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        save_settings(args, engine)
+        log = Log(args, start)
+        print(f"{args.base_dir_input}: {pairs}, {engine.ranks} processes on {device.type}, memory={args.memory}, "
+              f"steps {start} to {args.train_epochs}")
 
     progress = tqdm(range(start, args.train_epochs), initial=start, total=args.train_epochs, unit="step",
                     desc="finetuning", disable=not main_process)
+    unread = None  # the last step's losses and norm: reading them at once would stall the GPU
     for step in progress:
         began = time.time()
-        losses, norm = optimiser_step(args, accelerator, model, optimizer, pipe, pairs, embedding, step)
+        losses, norm = optimiser_step(args, engine, pipe, pairs, embedding, step)
         if mean:
             mean.step(transformer.parameters())
-        done, loss, lr = step + 1, sum(losses) / len(losses), learning_rate(args, step)
-        progress.set_postfix(loss=f"{loss:.4f}", lr=f"{lr:.2e}", grad_norm=f"{norm:.3f}")
-        if main_process:
-            seconds = f"{time.time() - began:.3f}"
-            log.writerow([done, repr(loss), repr(lr), repr(norm), seconds, " ".join(map(repr, losses))])
+        if unread and main_process:
+            progress.set_postfix(log.add(*unread))
+        done = step + 1
+        unread = done, losses, learning_rate(args, step), norm, time.time() - began
         if args.do_validation and done % args.validation_steps == 0:
-            if main_process:
-                progress.write(f"step {done}: PSNR {validate(args, pipe, pairs, embedding, done, device):.2f} dB")
-            accelerator.wait_for_everyone()
+            psnr = validate(args, engine, pipe, pairs, embedding, done)
+            progress.write(f"step {done}: PSNR {psnr:.2f} dB") if main_process else None
         if done % args.checkpointing_steps == 0 or done == args.train_epochs:
-            folder = checkpoint.save(accelerator, model, args.output_dir, done, args.checkpointing_limit, mean)
+            if main_process:
+                progress.set_postfix(log.add(*unread))
+            unread = None
+            folder = checkpoint.save(args, engine, transformer, done, mean)
             if main_process:
                 progress.write(f"wrote {folder}")
     if main_process:
-        print(f"finished{cli.peak_memory(device)}; log in {args.output_dir / 'train_log.csv'}; next: process_ckpts.sh")
-    accelerator.end_training()
+        log.plot()
+        print(f"finished{cli.peak_memory(device)}; log and curve in {args.output_dir}/train_log.csv, train_curve.png")
+    engine.end()
 
 
 def main():
     args = parse_args()
-    if args.prepare_only:
+    if args.prepare_for:
         prepare(args)
     else:
         train(args)

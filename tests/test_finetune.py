@@ -1,8 +1,11 @@
 import csv
+import functools
 import json
 import os
 import shutil
+import socket
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import checkpoint
@@ -78,7 +81,8 @@ def test_every_rank_and_step_draws_its_own_sample(pipe, pairs):
 
 def test_a_sample_is_the_noised_render_and_the_target_of_one_window(pairs):
     """With an encoder that does nothing: x0 is the target's window, the condition the render's with its pixel noise."""
-    pipe = type("Pipe", (), {"encode": staticmethod(lambda clip, rng: clip), "scheduler": type("S", (), {
+    same = staticmethod(lambda clip, rng=None: clip)
+    pipe = type("Pipe", (), {"encode": same, "posterior": same, "sample": same, "scheduler": type("S", (), {
         "config": type("C", (), {"num_train_timesteps": 1000})})})  # fmt: skip
     target = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
     long, log_sigmas = pairs_of_arrays(5, {"target": target, "render": target + 100}), []
@@ -158,12 +162,12 @@ def test_what_to_resume_from(tmp_path):
 # ---- the whole of it: two ZeRO-2 processes started by the launch script under dash --------------------------------
 
 
-def launch(model, folder, output_dir, *args, cwd=ROOT):
+def launch(model, folder, output_dir, *args, cwd=ROOT, **env):
     shell = shutil.which("dash") or "sh"
     command = [shell, str(ROOT / "finetune" / "finetune_cognvs.sh"), "--model_path", model / "base", "--transformer_id",
                model / "cognvs_ckpt_inpaint", "--output_dir", output_dir, "--base_dir_input", folder,
                "--train_epochs", 4, "--learning_rate", "1e-3", "--ema_decay", 0.7, *args]  # fmt: skip
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | env
     return subprocess.run(list(map(str, command)), cwd=cwd, env=env, capture_output=True, text=True)
 
 
@@ -172,7 +176,7 @@ def run(model, sequence_folder, tmp_path_factory):
     """Four steps with a checkpoint at 2 and 4, and a validation."""
     output_dir = tmp_path_factory.mktemp("checkpoints") / "run"
     done = launch(model, sequence_folder, output_dir, "--checkpointing_steps", 2, "--checkpointing_limit", 2,
-                  "--do_validation", "True", "--validation_steps", 4)  # fmt: skip
+                  "--do_validation", "True", "--validation_steps", 4, "--validation_renders", 3)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return output_dir
 
@@ -187,8 +191,9 @@ def weights(folder):
 
 
 def test_two_processes_train_and_write_everything(run, model):
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoint-2", "checkpoint-4", "settings.json", "train_log.csv",
-                                                     "validation"]  # fmt: skip
+    weights_and_means = [f"my_checkpoint-{step}_{kind}" for step in (2, 4) for kind in ("mean", "transformer")]
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoint-2", "checkpoint-4", *weights_and_means,
+        "settings.json", "train_curve.png", "train_log.csv", "validation"]  # fmt: skip
     names = {p.relative_to(run / "checkpoint-4").as_posix() for p in (run / "checkpoint-4").rglob("*") if p.is_file()}
     ranks = {f"pytorch_model/bf16_zero_pp_rank_{r}_mp_rank_00_optim_states.pt" for r in (0, 1)}
     assert {"latest", "zero_to_fp32.py", "random_states_0.pkl", "random_states_1.pkl", "config.json",
@@ -202,21 +207,26 @@ def test_two_processes_train_and_write_everything(run, model):
         ranks = [float(x) for x in row["loss_of_each_rank"].split()]
         assert len(set(ranks)) == 2 and float(row["loss"]) == pytest.approx(sum(ranks) / 2)
         assert float(row["learning_rate"]) == 1e-3 and float(row["gradient_norm"]) > 0
-    assert video.probe(run / "validation" / "step-4.mp4").width == 3 * 96
+    for i in (1, 2, 3):  # shared by two ranks
+        assert video.probe(run / "validation" / f"step-4_room_train_render{i}.mp4").width == 3 * 96
     before, after = weights(run / "checkpoint-2"), weights(run / "checkpoint-4")
     assert {name for name in after if torch.equal(before[name], after[name])} == {"patch_embed.pos_embedding"}
 
 
+def until_step_2(run, folder):
+    """What a run had written when it was at step 2."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("*checkpoint-4*", "train_curve.png"))
+    return folder
+
+
 def test_resume_equals_no_interruption(run, model, sequence_folder, tmp_path):
-    resumed = tmp_path / "resumed"
-    shutil.copytree(run / "checkpoint-2", resumed / "checkpoint-2")
-    shutil.copy(run / "train_log.csv", resumed)
+    resumed = until_step_2(run, tmp_path / "resumed")
     done = launch(model, sequence_folder, resumed, "--resume_from_checkpoint", "latest", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert log(resumed) == log(run)
     ours, theirs = weights(resumed / "checkpoint-4"), weights(run / "checkpoint-4")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    mean = Path("checkpoint-4") / "ema_transformer" / "diffusion_pytorch_model.safetensors"
+    mean = Path("my_checkpoint-4_mean") / "diffusion_pytorch_model.safetensors"
     means = [safetensors.torch.load_file(folder / mean) for folder in (resumed, run)]
     assert means[0].keys() == ours.keys() and all(torch.equal(means[0][name], means[1][name]) for name in ours)
     assert any((means[0][name] - ours[name]).abs().max() > 1e-4 for name in ours)
@@ -224,7 +234,7 @@ def test_resume_equals_no_interruption(run, model, sequence_folder, tmp_path):
 
 
 @pytest.mark.parametrize("args, message", [
-    (["--resume_from_checkpoint", "no/checkpoint-7"], "no DeepSpeed checkpoint-N"),
+    (["--resume_from_checkpoint", "no/checkpoint-7"], "no whole checkpoint-N"),
     (["--base_dir_input", "nowhere"], "--base_dir_input nowhere: no folder"),
     (["--train_epochs", "0"], "--train_epochs 0: expected at least 1"),
 ])  # fmt: skip
@@ -242,7 +252,7 @@ def process(folder, **env):
 def test_process_then_load(run, model, room, tmp_path, shards, capsys):
     for name in ("process_ckpts.sh", "config.json", "diffusion_pytorch_model.safetensors.index.json"):
         shutil.copy(ROOT / "toolbox" / name, tmp_path)
-    shutil.copytree(run / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    shutil.copytree(run / "checkpoint-4", tmp_path / "run" / "checkpoint-4")  # as the published trainer leaves it
     if shards == "many":  # what DeepSpeed does above 5 GB
         script = tmp_path / "run" / "checkpoint-4" / "zero_to_fp32.py"
         script.write_text(script.read_text().replace('default="5GB"', 'default="200KB"'))
@@ -255,6 +265,10 @@ def test_process_then_load(run, model, room, tmp_path, shards, capsys):
     trained = weights(run / "checkpoint-4")
     assert ours.keys() == trained.keys() and all(torch.equal(ours[name], trained[name].bfloat16()) for name in ours)
 
+    direct = run / "my_checkpoint-4_transformer"  # what this trainer has written already
+    direct = pipeline.load_model(pipeline.CogVideoXTransformer3DModel, direct, torch.bfloat16).state_dict()
+    assert direct.keys() == ours.keys() and all(torch.equal(direct[name], ours[name]) for name in ours)
+
     again = process(tmp_path, CHECKPOINT_DIR="checkpoint-4", DELETE_TRAINING_STATE="yes")
     assert "is there already" in again.stdout and not (tmp_path / "run" / "checkpoint-4").exists()
     wrong = process(tmp_path, CHECKPOINT_DIR="checkpoint-5")
@@ -263,3 +277,152 @@ def test_process_then_load(run, model, room, tmp_path, shards, capsys):
     assert call("demo", "--model_path", model / "base", "--cognvs_ckpt_path", tmp_path / "run", "--data_path", room,
                 "--mp4_name", "gt_rgb.mp4", "--num_inference_steps", 2, "--device", "cpu") == 0  # fmt: skip
     assert "my_checkpoint-4_transformer" in capsys.readouterr().out
+
+
+# ---- one GPU, adapters, several machines ---------------------------------------------------------------------------
+
+
+MODES = [("single", "sft"), ("single_fused", "sft"), ("single", "lora")]
+
+
+@pytest.fixture(scope="module", params=MODES, ids=" ".join)
+def single(request, model, sequence_folder, tmp_path_factory):
+    """(mode, arguments, folder) of four steps in one process, with states at 2 and 4."""
+    mode, kind = request.param
+    folder = tmp_path_factory.mktemp("checkpoints") / "run"
+    args = ["--memory", mode, "--training_type", kind, "--rank", 8, "--lora_alpha", 4, "--ema_decay", 0]
+    done = launch(model, sequence_folder, folder, "--checkpointing_steps", 2, "--checkpointing_limit", 2, *args)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return kind, args, folder
+
+
+def test_one_process_trains_and_its_resume_equals_no_interruption(single, model, sequence_folder, tmp_path):
+    kind, args, run = single
+    resumed = until_step_2(run, tmp_path / "resumed")
+    done = launch(model, sequence_folder, resumed, "--resume_from_checkpoint", "latest", *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(resumed) == log(run) and len(log(run)) == 4
+    ours, theirs, before = (all_tensors(pipeline.find_weights(folder)) for folder in
+                            (resumed, run, run / f"my_checkpoint-2_{'lora' if kind == 'lora' else 'transformer'}"))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert {t.dtype for t in ours.values()} == {torch.bfloat16}
+    same = {name for name in ours if torch.equal(ours[name], before[name])}
+    assert same <= {"patch_embed.pos_embedding"}
+    first, second = (torch.load(folder / "checkpoint-4" / "optimizer.pt", weights_only=True)["optimizers"][0]["state"]
+                     for folder in (run, resumed))
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(first[0][name].dequantize() if hasattr(first[0][name], "dequantize") else first[0][name],
+                           second[0][name].dequantize() if hasattr(second[0][name], "dequantize") else second[0][name])
+
+
+def all_tensors(folder):
+    return {name: t for file in sorted(folder.glob("*.safetensors")) for name, t in
+            safetensors.torch.load_file(file).items()}  # fmt: skip
+
+
+def test_an_adapter_is_loaded_and_merged_at_its_own_scale(single, pipe, tmp_path):
+    kind, _, run = single
+    if kind == "sft":
+        pytest.skip("whole weights")
+    adapter = pipeline.find_weights(run)
+    loaded = pipeline.load_transformer(adapter, torch.float32)
+    before, tensors = pipe.transformer.state_dict(), all_tensors(adapter)
+    name = "transformer_blocks.0.attn1.to_q"
+    a, b = (tensors[f"{name}.lora_{x}.weight"].float() for x in "AB")
+    moved = loaded.state_dict()[f"{name}.weight"] - before[f"{name}.weight"]
+    assert (b @ a).abs().max() > 1e-4
+    torch.testing.assert_close(moved, 4 / 8 * (b @ a), atol=1e-6, rtol=1e-4)  # lora_alpha / rank
+    merged = tmp_path / "merged"
+    assert call("merge_lora", "--lora_path", run, "--output_dir", merged) == 0
+    both = (pipeline.load_transformer(folder, torch.bfloat16).state_dict() for folder in (adapter, merged))
+    assert all(torch.equal(x, y) for x, y in zip(*(d.values() for d in both), strict=True))
+    assert call("merge_lora", "--lora_path", run, "--output_dir", merged) == 2  # it is there
+    wrong = Path(shutil.copytree(adapter, tmp_path / "wrong"))
+    (wrong / "adapter.json").write_text(json.dumps({"weights": str(merged), "fingerprint": "0"}))
+    with pytest.raises(InputError, match="is not what it was trained on"):
+        pipeline.load_transformer(wrong, torch.float32)
+
+
+def test_single_fused_clips_by_the_norm_of_the_step_before():
+    from memory import Single
+
+    args = type("Args", (), {"memory": "single_fused", "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.95, "seed": 0,
+                             "epsilon": 1e-8, "weight_decay": 0, "max_grad_norm": 1.0,
+                             "gradient_accumulation_steps": 1})  # fmt: skip
+    model = torch.nn.Linear(8, 8).bfloat16()
+    engine, seen, gradients = Single(args), [], {"weight": 3.0, "bias": 4.0}
+    engine.prepare(model)
+    for step in range(2):
+        engine.begin(step, 0.1)
+        weight, bias = model.weight, model.bias
+        with_hooks = [p.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad)) for p in (weight, bias)]
+        engine.backward(gradients["weight"] / 8 * weight.sum() + gradients["bias"] / 8**0.5 * bias.sum())
+        assert engine.step().item() == pytest.approx(5, rel=1e-2)  # the norm before clipping
+        assert seen == [None] * len(seen)  # freed by the hooks that came first
+        for hook in with_hooks:
+            hook.remove()
+        first = engine.optimizers[1].state[bias]["exp_avg"].float()
+        share = {0: 1 / 2**0.5, 1: 0.9 / 2**0.5 + 4 / 5}[step]  # (1 - beta1) (its even share), then (the last norm)
+        torch.testing.assert_close(first, torch.full((8,), 0.1 * share / 8**0.5), rtol=2e-2, atol=0)
+
+
+def test_more_ranks_are_done_sooner_with_total_samples(model, sequence_folder, tmp_path):
+    done = launch(model, sequence_folder, tmp_path / "run", "--total_samples", 6, "--checkpointing_limit", 0,
+                  "--memory", "zero2_offload", "--ema_decay", 0)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["step"] for row in log(tmp_path / "run")] == ["1", "2", "3"]
+    assert sorted(p.name for p in (tmp_path / "run").glob("*checkpoint*")) == ["my_checkpoint-3_transformer"]
+
+
+def test_two_machines_train_as_two_processes_of_one_do(run, model, sequence_folder, tmp_path):
+    """accelerate's own settings, one process on each of two machines, which are this one; their log is one's."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for rank in (0, 1):
+        config = (ROOT / "finetune" / "accelerate_config.yaml").read_text().replace("machine_rank: 0", (
+            f"machine_rank: {rank}\nmain_process_ip: 127.0.0.1\nmain_process_port: {port}"))
+        config = config.replace("num_machines: 1", "num_machines: 2").replace("  deepspeed_config_file", (
+            "  deepspeed_multinode_launcher: standard\n  deepspeed_config_file"))
+        (tmp_path / f"{rank}.yaml").write_text(config)
+        start = functools.partial(launch, model, sequence_folder, tmp_path / "run", "--train_epochs", 2, "--ema_decay",
+                                  0, "--checkpointing_limit", 0, accelerate_config=str(tmp_path / f"{rank}.yaml"))
+        started.append(ThreadPoolExecutor(1).submit(start))
+    for machine in started:
+        assert machine.result().returncode == 0, machine.result().stderr[-3000:]
+    assert [row["loss_of_each_rank"] for row in log(tmp_path / "run")] == [
+        row["loss_of_each_rank"] for row in log(run)[:2]]  # fmt: skip
+
+
+@pytest.mark.parametrize("args, message", [
+    (["--memory", "single_fused", "--gradient_accumulation_steps", "2"], "memory=single_fused updates the weights in"),
+    (["--training_type", "lora"], "--ema_decay is for training_type=sft"),
+    (["--memory", "double"], "invalid choice: 'double'"),
+])  # fmt: skip
+def test_settings_that_do_not_go_together(model, sequence_folder, tmp_path, args, message):
+    done = launch(model, sequence_folder, tmp_path / "run", *args)
+    assert done.returncode == 2 and message in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
+    """At the real size, on one GPU and four: what was measured (see memory.needs); too much is one line."""
+    import memory
+
+    shutil.copy(ROOT / "toolbox" / "config.json", tmp_path)
+    (tmp_path / "diffusion_pytorch_model.safetensors").touch()
+    args = type("Args", (), {"transformer_id": tmp_path, "batch_size": 1, "seed": 0, "rank": 128, "lora_alpha": 64,
+                             "gradient_checkpointing": True})  # fmt: skip
+    gib = {}
+    for mode, kind, ranks in (("single", "sft", 1), ("single_fused", "sft", 1), ("single", "lora", 1),
+                              ("zero2", "sft", 4), ("zero2", "sft", 1), ("zero2_offload", "sft", 1)):  # fmt: skip
+        args.memory, args.training_type = mode, kind
+        gib[mode, kind, ranks] = memory.needs(args, ranks)[0] / 2**30
+    assert 34 < gib["single", "sft", 1] < 38 and 27 < gib["single_fused", "sft", 1] < 30
+    assert gib["single", "lora", 1] < 20 and 43 < gib["zero2", "sft", 4] < 48 and gib["zero2", "sft", 1] > 80
+    assert gib["zero2_offload", "sft", 1] < 56
+    args.memory, args.training_type = "single", "sft"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (20 * 2**30, 24 * 2**30))
+    with pytest.raises(InputError, match=r"needs about 3\d.\d GiB of GPU memory and 20.0 are free"):
+        memory.check_needs(args, 1)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Turns the training checkpoints */checkpoint-N into */my_checkpoint-N_transformer/, weights that demo.py loads.
+# Turns the training checkpoints */checkpoint-N into */my_checkpoint-N_transformer/, weights that demo.py loads. Runs of
+# this trainer have them already; this is for checkpoints of the published one.
 #     cp toolbox/process_ckpts.sh toolbox/config.json toolbox/diffusion_pytorch_model.safetensors.index.json checkpoints/
 #     cd checkpoints && sh process_ckpts.sh
 # Works on all runs in the folder it is run in, or on those named as arguments. What is there already is left alone.
@@ -44,11 +45,6 @@ for run in "$@"; do
     else
         echo "error: neither $checkpoint/config.json nor config.json is there; copy toolbox/config.json here" >&2
         exit 2
-    fi
-    if [ -d "$checkpoint/ema_transformer" ]; then  # weights already: the running mean of a run with ema_decay
-        mean="${checkpoint%/*}/my_${CHECKPOINT_DIR}_mean"
-        [ -d "$mean" ] || { cp -r "$checkpoint/ema_transformer" "$mean.part" && mv "$mean.part" "$mean"; }
-        echo "the running mean of the weights is in $mean"
     fi
     if [ "$DELETE_TRAINING_STATE" = yes ]; then
         rm -rf "$checkpoint"

@@ -72,19 +72,12 @@ finetune() {
         ${learning_rate:+--learning_rate "$learning_rate"} --resume_from_checkpoint "$resume"
     rm -f "$config"
 }
-process() {
-    (cd "$output_dir/.." && CHECKPOINT_DIR="checkpoint-$train_epochs" sh "$OLDPWD/toolbox/process_ckpts.sh" "$(basename "$output_dir")")
-}
-
 weights="$output_dir/my_checkpoint-${train_epochs}_transformer"
 stage "training pairs" "$data_path/train_cameras$num_train_render.npz" \
     "$python" data_gen.py --data_path "$data_path" --mode train --num_train_render "$num_train_render" "${intrinsics[@]}"
 stage "evaluation renders" "$data_path/eval_cameras$num_eval_render.npz" \
     "$python" data_gen.py --data_path "$data_path" --mode eval "${intrinsics[@]}"
-checkpoint="$output_dir/checkpoint-$train_epochs"
-[ -e "$weights" ] && checkpoint=$weights
-stage "finetuning" "$checkpoint" finetune
-stage "checkpoint processing" "$weights" process
+stage "finetuning" "$weights" finetune
 stage "inference" "$outputs/eval_render${num_eval_render}_out.mp4" \
     "$python" demo.py --model_path "$model_path" --cognvs_ckpt_path "$output_dir" --data_path "$data_path" \
     --mp4_name "eval_render*.mp4" --num_inference_steps "$num_inference_steps" --output_dir "$outputs"

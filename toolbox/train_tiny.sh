@@ -20,4 +20,4 @@ accelerate_config="$folder/one.yaml" sh finetune/finetune_cognvs.sh --model_path
     --transformer_id "$folder/start/cognvs_ckpt_inpaint" --base_dir_input scenes:200000 \
     --output_dir "$folder/transformer" --train_epochs 20000 --checkpointing_steps 2000 --batch_size 32 \
     --ema_decay 0.998 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 200 --gradient_checkpointing False
-echo "weights: $folder/transformer/checkpoint-20000/ema_transformer"
+echo "weights: $folder/transformer/my_checkpoint-20000_mean"

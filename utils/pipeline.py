@@ -24,6 +24,9 @@ from utils.cli import InputError
 UNTILED_BYTES_PER_PIXEL = 16 * 2**30 / (49 * 480 * 720)
 
 
+ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
+
+
 class CogNVSPipeline(CogVideoXImageToVideoPipeline):
     """Image-to-video conditioned on a whole clip: `image` is the render of every frame, [F, 3, H, W] in [0, 1]."""
 
@@ -40,7 +43,13 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
 
         Scaled by the VAE's factor whatever its invert_scale_latents says, as CogNVS was trained.
         """
-        posterior = self.vae.encode(clip.transpose(1, 2)).latent_dist  # [B, 3, F, H, W]
+        return self.sample(self.posterior(clip), generator)
+
+    def posterior(self, clip):
+        """The VAE's distribution of the latents of a clip [B, F, 3, H, W] in [-1, 1]."""
+        return self.vae.encode(clip.transpose(1, 2)).latent_dist  # [B, 3, F, H, W]
+
+    def sample(self, posterior, generator):
         return posterior.sample(generator).transpose(1, 2) * self.vae_scaling_factor_image  # [B, f, 16, h, w]
 
     @property
@@ -70,16 +79,18 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
 
 
 def find_weights(path):
-    """The weights folder meant by `path`: itself, or its my_checkpoint-N_transformer of the highest N."""
+    """The weights meant by `path`: itself, or its my_checkpoint-N_transformer or _lora of the highest N."""
     path = Path(path)
-    if (path / "config.json").is_file() and any(path.glob("diffusion_pytorch_model*.safetensors")):
+    whole = (path / "config.json").is_file() and any(path.glob("diffusion_pytorch_model*.safetensors"))
+    if whole or (path / ADAPTER).is_file():
         return path
-    steps = {int(re.search(r"(\d+)_transformer$", str(p))[1]): p for p in path.glob("my_checkpoint-[0-9]*_transformer")}
+    named = ((re.search(r"-(\d+)_(transformer|lora)$", p.name), p) for p in sorted(path.glob("my_checkpoint-*")))
+    steps = {int(match[1]): p for match, p in named if match}
     if steps:
         return steps[max(steps)]
     hint = "run process_ckpts.sh first" if any(path.glob("checkpoint-*")) else "see the README's downloads"
-    raise InputError(f"{path}: got no weights; expected config.json with diffusion_pytorch_model*.safetensors, or "
-                     f"my_checkpoint-*_transformer folders; {hint}")
+    raise InputError(f"{path}: got no weights; expected config.json with diffusion_pytorch_model*.safetensors, a LoRA "
+                     f"folder with {ADAPTER}, or my_checkpoint-* folders of them; {hint}")
 
 
 def check_base(path):
@@ -106,6 +117,42 @@ def load_model(cls, path, dtype):
     return model.requires_grad_(False).eval()
 
 
+def save_adapter(transformer, folder, weights):
+    """A transformer's LoRA, with its rank and alpha, and which `weights` it belongs to."""
+    transformer.save_lora_adapter(folder)
+    belongs = {"weights": str(Path(weights).resolve()), "fingerprint": fingerprint(Path(weights))}
+    (Path(folder) / ADAPTER).write_text(json.dumps(belongs, indent=2) + "\n")
+
+
+def load_adapter(transformer, folder):
+    """Add the LoRA of a folder, at the scale it was trained with."""
+    transformer.load_lora_adapter(str(folder), prefix=None, adapter_name="default", use_safetensors=True,
+                                  weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
+
+
+def adapter_weights(folder):
+    """The weights that a LoRA folder belongs to."""
+    belongs = json.loads((folder / ADAPTER).read_text())
+    weights = Path(belongs["weights"])
+    if not weights.is_dir():
+        raise InputError(f"{folder}: belongs to the weights {weights}, which are not there; if they moved, correct "
+                         f"{ADAPTER}")
+    if fingerprint(weights) != belongs["fingerprint"]:
+        raise InputError(f"{folder}: {weights} is not what it was trained on; give the folder that it was in {ADAPTER}")
+    return weights
+
+
+def load_transformer(folder, dtype):
+    """The transformer of a weights folder; of a LoRA folder, the weights it belongs to with the LoRA merged."""
+    if not (folder / ADAPTER).is_file():
+        return load_model(CogVideoXTransformer3DModel, folder, dtype)
+    transformer = load_model(CogVideoXTransformer3DModel, adapter_weights(folder), dtype)
+    load_adapter(transformer, folder)
+    transformer.fuse_lora()
+    transformer.unload_lora()
+    return transformer
+
+
 def load_vae(model_path, dtype):
     """The base's VAE."""
     check_base(Path(model_path))
@@ -123,7 +170,7 @@ def reconstruct(vae, rgb):
 def load_pipeline(model_path, weights, dtype, device):
     """The pipeline of the base's VAE and scheduler and the transformer of `weights`; no text encoder is loaded."""
     vae = load_vae(model_path, dtype)
-    transformer = load_model(CogVideoXTransformer3DModel, Path(weights), dtype)
+    transformer = load_transformer(Path(weights), dtype)
     if transformer.config.in_channels != 2 * vae.config.latent_channels:
         raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "
                          f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")

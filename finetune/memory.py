@@ -1,0 +1,231 @@
+"""Where weights, gradients and optimizer state live while training: `memory` of finetune_cognvs.sh.
+
+    zero2          several GPUs, as published: bf16 weights on each, float32 weights and AdamW states shared among them
+    zero2_offload  the same, the shared part in host memory
+    single         one GPU: bf16 weights, rounded stochastically, 8-bit AdamW states
+    single_fused   one GPU: the same, each tensor updated inside the backward pass, so that gradients never all exist
+"""
+
+import os
+import shutil
+
+import checkpoint
+import dataset
+import torch
+from diffusers import CogVideoXTransformer3DModel
+
+from utils import pipeline
+from utils.cli import InputError
+
+MODES = ("zero2", "zero2_offload", "single", "single_fused")
+GIB = 2**30
+
+
+def engine(args):
+    """What runs the optimizer in the mode asked for."""
+    return DeepSpeed(args) if args.memory.startswith("zero2") else Single(args)
+
+
+def needs(args, ranks):
+    """Bytes that training will take of (each GPU, the host), from the sizes of the models.
+
+    The constants are fitted to peaks measured at 5.57 B parameters and 49 x 480 x 720 (toolbox/benchmarks.md).
+    """
+    config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
+    with torch.device("meta"):
+        transformer = CogVideoXTransformer3DModel.from_config(config)
+        checkpoint.prepare_weights(args, transformer, None)
+    weights = 2 * sum(p.numel() for p in transformer.parameters())
+    trained = 2 * sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    c = transformer.config
+    tokens = ((c.sample_frames - 1) // c.temporal_compression_ratio + 1) * c.sample_height * c.sample_width
+    tokens = args.batch_size * (tokens // c.patch_size**2 + c.max_text_seq_length)
+    layer = 2 * tokens * c.num_attention_heads * c.attention_head_dim
+    kept, work = c.num_layers * layer * (1 if args.gradient_checkpointing else 20), 28 * layer
+    gpu, host = weights + work, ranks * weights
+    if args.memory == "single":
+        gpu += trained * 1.03 + max(trained, kept)
+    elif args.memory == "single_fused":
+        gpu += trained * 1.03 + kept
+    elif args.memory == "zero2":
+        gpu += trained * 9 / ranks + kept + min(3 * GIB, 2 * trained)
+    else:
+        gpu += trained * 3 / ranks + kept + min(3 * GIB, 2 * trained)
+        host += trained * 8
+    return gpu, host
+
+
+def check_needs(args, ranks):
+    """Say what memory training will need; InputError if it is not there."""
+    import psutil
+
+    gpu, host = needs(args, ranks)
+    there = psutil.virtual_memory().available
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        print(f"memory={args.memory}, training_type={args.training_type}, {ranks} processes: about {gpu / GIB:.1f} GiB "
+              f"of each GPU ({free / GIB:.1f} free of {total / GIB:.1f}) and {host / GIB:.1f} GiB of host memory")
+        if gpu > free:
+            raise InputError(f"memory={args.memory} needs about {gpu / GIB:.1f} GiB of GPU memory and {free / GIB:.1f} "
+                             "are free; choose single_fused, or training_type=lora")
+    else:
+        host += ranks * gpu
+    if host > there:
+        raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for {ranks} processes "
+                         f"and {there / GIB:.1f} are free; choose fewer processes, or single or single_fused")
+
+
+def trainable(transformer):
+    return [p for p in transformer.parameters() if p.requires_grad]
+
+
+class DeepSpeed:
+    """ZeRO-2 through accelerate; accelerate_config.yaml and its JSON say how many processes and which precision."""
+
+    def __init__(self, args):
+        self.args, self.accelerator = args, make_accelerator(args)
+        self.device, self.rank = self.accelerator.device, self.accelerator.process_index
+        self.ranks, self.wait = self.accelerator.num_processes, self.accelerator.wait_for_everyone
+        self.settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
+
+    def prepare(self, transformer):
+        a = self.args
+        optimizer = torch.optim.AdamW(trainable(transformer), a.learning_rate, (a.beta1, a.beta2), a.epsilon,
+                                      a.weight_decay)  # fmt: skip
+        self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
+
+    def begin(self, step, rate):
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss):
+        with self.accelerator.accumulate(self.model):
+            self.accelerator.backward(loss)  # the last one of a step also steps the optimizer
+
+    def step(self):
+        return self.model.get_global_grad_norm()
+
+    def gather(self, loss):
+        return self.accelerator.gather(loss[None])
+
+    def save(self, folder):
+        self.accelerator.save_state(str(folder))
+
+    def load(self, folder):
+        self.accelerator.load_state(str(folder))
+
+    def end(self):
+        self.accelerator.end_training()
+
+
+def make_accelerator(args):
+    """accelerate's handle on the processes; the DeepSpeed JSON says precision and ZeRO stage, `args` all the rest."""
+    from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
+
+    kwargs = []
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on first use
+        kwargs = [InitProcessGroupKwargs(backend="gloo")]
+    accelerator = Accelerator(kwargs_handlers=kwargs, gradient_accumulation_steps=args.gradient_accumulation_steps)
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        raise InputError("accelerate was started without DeepSpeed; start with finetune_cognvs.sh and distributed_type "
+                         "DEEPSPEED in accelerate_config.yaml")
+    config = plugin.deepspeed_config
+    if not config.get("bf16", {}).get("enabled") or "optimizer" in config or "scheduler" in config:
+        raise InputError("the DeepSpeed JSON must enable bf16 and name no optimizer or scheduler: those are set in "
+                         "finetune_cognvs.sh")
+    config |= {"train_micro_batch_size_per_gpu": args.batch_size, "gradient_clipping": args.max_grad_norm,
+               "gradient_accumulation_steps": args.gradient_accumulation_steps}  # fmt: skip
+    if args.memory == "zero2_offload":
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own would be compiled on first use
+    return accelerator
+
+
+class Single:
+    """One process: torchao's 8-bit AdamW on bf16 weights, whose stochastic rounding keeps steps smaller than bf16's.
+
+    single_fused has an optimizer for each tensor, which steps as soon as its gradient is there and frees it. The norm
+    of all gradients is known only then, so they are clipped by that of the step before (and each tensor to its even
+    share in the first step).
+    """
+
+    def __init__(self, args):
+        self.args, self.rank, self.ranks, self.settings = args, 0, 1, None
+        self.device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        self.fused = args.memory == "single_fused"
+
+    def prepare(self, transformer):
+        from torchao.optim import AdamW8bit
+
+        a, self.model, self.parameters = self.args, transformer, trainable(transformer)
+        self.norm = None
+        self.optimizers = [
+            AdamW8bit(group, a.learning_rate, (a.beta1, a.beta2), a.epsilon, a.weight_decay, bf16_stochastic_round=True)
+            for group in ([[p] for p in self.parameters] if self.fused else [self.parameters])
+        ]
+        if self.fused:
+            for p, optimizer in zip(self.parameters, self.optimizers, strict=True):
+                p.register_post_accumulate_grad_hook(lambda p, optimizer=optimizer: self.update(p, optimizer))
+
+    def begin(self, step, rate):
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"].fill_(rate)
+        torch.manual_seed(dataset.seed(self.args.seed, "rounding", 0, step))  # stochastic rounding draws from it
+        self.square = torch.zeros((), device=self.device)
+
+    def backward(self, loss):
+        (loss / self.args.gradient_accumulation_steps).backward()
+
+    def update(self, p, optimizer):
+        """Clip, step and free one tensor's gradient, inside the backward pass."""
+        norm = p.grad.norm(dtype=torch.float32)
+        self.square += norm.square()
+        last = norm * len(self.parameters) ** 0.5 if self.norm is None else self.norm
+        p.grad.mul_((self.args.max_grad_norm / (last + 1e-6)).clamp(max=1))
+        run_optimizer(optimizer)
+        p.grad = None
+
+    def step(self):
+        """Update the weights unless that is done; the norm of all gradients before clipping."""
+        if self.fused:
+            self.norm = self.square.sqrt()
+            return self.norm
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
+        run_optimizer(self.optimizers[0])
+        self.optimizers[0].zero_grad()
+        return norm
+
+    def gather(self, loss):
+        return loss[None]
+
+    def wait(self):
+        pass
+
+    def save(self, folder):
+        folder.mkdir(parents=True)
+        state = {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "norm": self.norm}
+        torch.save(state, folder / "optimizer.pt")
+
+    def load(self, folder):
+        state = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
+        if len(state["optimizers"]) != len(self.optimizers):
+            raise InputError(f"{folder}: not of memory={self.args.memory}; go on with the mode it began in")
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.norm = state["norm"]
+
+    def end(self):
+        pass
+
+
+def run_optimizer(optimizer):
+    """torchao compiles its step: minutes for the many shapes on a CPU, so that only GPUs with a C compiler do it."""
+    compiles = torch.cuda.is_available() and (os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc"))
+    with torch.compiler.set_stance("default" if compiles else "force_eager"):
+        optimizer.step()

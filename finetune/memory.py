@@ -7,10 +7,10 @@
 """
 
 import os
-import shutil
 
 import checkpoint
 import dataset
+import speed
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
@@ -19,6 +19,7 @@ from utils.cli import InputError
 
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
 GIB = 2**30
+KEPT, WORK = 20, 28  # activations: of a block that is not recomputed, and of the one that is worked on
 
 
 def engine(args):
@@ -37,11 +38,8 @@ def needs(args, ranks):
         checkpoint.prepare_weights(args, transformer, None)
     weights = 2 * sum(p.numel() for p in transformer.parameters())
     trained = 2 * sum(p.numel() for p in transformer.parameters() if p.requires_grad)
-    c = transformer.config
-    tokens = ((c.sample_frames - 1) // c.temporal_compression_ratio + 1) * c.sample_height * c.sample_width
-    tokens = args.batch_size * (tokens // c.patch_size**2 + c.max_text_seq_length)
-    layer = 2 * tokens * c.num_attention_heads * c.attention_head_dim
-    kept, work = c.num_layers * layer * (1 if args.gradient_checkpointing else 20), 28 * layer
+    layer, layers = activation(transformer.config, args.batch_size), transformer.config.num_layers
+    kept, work = layers * layer * (KEPT if args.gradient_checkpointing == "False" else 1), WORK * layer
     gpu, host = weights + work, ranks * weights
     if args.memory == "single":
         gpu += trained * 1.03 + max(trained, kept)
@@ -53,6 +51,25 @@ def needs(args, ranks):
         gpu += trained * 3 / ranks + kept + min(3 * GIB, 2 * trained)
         host += trained * 8
     return gpu, host
+
+
+def activation(config, batch_size):
+    """Bytes of one activation of all tokens, bf16."""
+    c = config
+    tokens = ((c.sample_frames - 1) // c.temporal_compression_ratio + 1) * c.sample_height * c.sample_width
+    tokens = tokens // c.patch_size**2 + c.max_text_seq_length
+    return 2 * batch_size * tokens * c.num_attention_heads * c.attention_head_dim
+
+
+def blocks_to_keep(args, transformer, device):
+    """How many blocks' activations fit in the GPU's free memory beside gradients and states that are still to come."""
+    if args.gradient_checkpointing != "auto":
+        return 0
+    trained = 2 * sum(p.numel() for p in trainable(transformer))
+    come = trained * {"single": 2.03, "single_fused": 1.03}.get(args.memory, 0)  # DeepSpeed takes its memory at once
+    layer = activation(transformer.config, args.batch_size)
+    left = torch.cuda.mem_get_info(device)[0] - come - (WORK + transformer.config.num_layers) * layer - 4 * GIB
+    return min(transformer.config.num_layers, max(0, int(left // (KEPT * layer))))
 
 
 def check_needs(args, ranks):
@@ -226,6 +243,5 @@ class Single:
 
 def run_optimizer(optimizer):
     """torchao compiles its step: minutes for the many shapes on a CPU, so that only GPUs with a C compiler do it."""
-    compiles = torch.cuda.is_available() and (os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc"))
-    with torch.compiler.set_stance("default" if compiles else "force_eager"):
+    with torch.compiler.set_stance("default" if speed.has_compiler() else "force_eager"):
         optimizer.step()

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 import dataset
 import memory
+import speed
 from loss import denoising_loss
 
 from utils import cli, metrics, pipeline, video
@@ -46,8 +47,9 @@ def parse_args():
     for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm", "ema_decay",
                  "lora_alpha"):
         parser.add_argument(f"--{name}", type=float, required=True)
-    for name in ("do_validation", "gradient_checkpointing"):
+    for name in ("do_validation", "compile"):
         parser.add_argument(f"--{name}", type=truth, required=True)
+    parser.add_argument("--gradient_checkpointing", choices=("True", "False", "auto"), required=True)
     parser.add_argument("--lr_scheduler", choices=("constant", "linear", "cosine"), required=True)
     parser.add_argument("--training_type", choices=("sft", "lora"), required=True)
     parser.add_argument("--memory", choices=memory.MODES, required=True)
@@ -208,8 +210,9 @@ def optimiser_step(args, engine, pipe, pairs, embedding, step):
         batch = dataset.training_batch(pipe, pairs, args.seed, engine.rank, number, args.batch_size, engine.device,
                                        embedding.dtype)  # fmt: skip
         prompt = embedding.expand(args.batch_size, -1, -1)
-        loss = denoising_loss(engine.model, pipe.scheduler, *batch, prompt, rotary)
-        engine.backward(loss)
+        with speed.attention():
+            loss = denoising_loss(engine.model, pipe.scheduler, *batch, prompt, rotary)
+            engine.backward(loss)
         losses.append(loss.detach())
     return engine.gather(torch.stack(losses).mean()), engine.step()
 
@@ -228,13 +231,16 @@ def train(args):
     pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank, device)
 
     transformer = checkpoint.prepare_weights(args, pipe.transformer, resume).train()
-    if args.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
     mean = None
     if args.ema_decay and main_process:
         mean = checkpoint.make_mean(transformer, args.ema_decay, start,
                                     resume and checkpoint.mean_folder(resume.parent, start))
     engine.prepare(transformer)
+    kept = memory.blocks_to_keep(args, transformer, device)
+    if args.gradient_checkpointing != "False":
+        speed.recompute(transformer, kept)
+    if args.compile and speed.has_compiler():
+        speed.compile_blocks(transformer)
     if resume:
         engine.load(resume)
     if main_process:
@@ -242,7 +248,7 @@ def train(args):
         save_settings(args, engine)
         log = Log(args, start)
         print(f"{args.base_dir_input}: {pairs}, {engine.ranks} processes on {device.type}, memory={args.memory}, "
-              f"steps {start} to {args.train_epochs}")
+              f"{kept} blocks not recomputed, steps {start} to {args.train_epochs}")
 
     progress = tqdm(range(start, args.train_epochs), initial=start, total=args.train_epochs, unit="step",
                     desc="finetuning", disable=not main_process)

@@ -412,7 +412,7 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     shutil.copy(ROOT / "toolbox" / "config.json", tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").touch()
     args = type("Args", (), {"transformer_id": tmp_path, "batch_size": 1, "seed": 0, "rank": 128, "lora_alpha": 64,
-                             "gradient_checkpointing": True})  # fmt: skip
+                             "gradient_checkpointing": "True"})  # fmt: skip
     gib = {}
     for mode, kind, ranks in (("single", "sft", 1), ("single_fused", "sft", 1), ("single", "lora", 1),
                               ("zero2", "sft", 4), ("zero2", "sft", 1), ("zero2_offload", "sft", 1)):  # fmt: skip

@@ -1,0 +1,36 @@
+"""What makes a training step on a GPU faster without changing what it computes."""
+
+import os
+import shutil
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def has_compiler():
+    """Whether torch.compile can build GPU kernels: Triton needs a C compiler."""
+    return torch.cuda.is_available() and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc"))
+
+
+def attention():
+    """A context in which attention takes the fastest kernel that there is for its input."""
+    return sdpa_kernel(ATTENTION, set_priority=True)
+
+
+def recompute(transformer, kept):
+    """Gradient checkpointing of all blocks but the last `kept`, whose activations stay in memory."""
+    blocks = set(transformer.transformer_blocks[len(transformer.transformer_blocks) - kept :])
+
+    def run(block, *args):
+        return block(*args) if block in blocks else checkpoint(block, *args, use_reentrant=False)
+
+    transformer.enable_gradient_checkpointing(run)
+
+
+def compile_blocks(transformer):
+    """Compile each block in place: they are alike, so that one compilation serves them all."""
+    for block in transformer.transformer_blocks:
+        block.compile()

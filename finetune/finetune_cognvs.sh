@@ -22,6 +22,7 @@ memory=zero2                   # where the training state lives:
                                #   single         one GPU, 8-bit AdamW
                                #   single_fused   one GPU, the least memory: updates inside the backward pass, clipped by
                                #                  the gradient norm of the step before
+gpu_memory=0                   # above 0: GiB of each GPU to use at most
 train_epochs=200               # optimiser steps
 total_samples=0                # above 0: in place of train_epochs, so that more GPUs are done sooner
 checkpointing_steps=200        # steps between checkpoints; the last step always writes one
@@ -56,7 +57,7 @@ set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_di
     --epsilon "$epsilon" --weight_decay "$weight_decay" --max_grad_norm "$max_grad_norm" \
     --batch_size "$batch_size" --ema_decay "$ema_decay" \
     --gradient_accumulation_steps "$gradient_accumulation_steps" --gradient_checkpointing "$gradient_checkpointing" \
-    --compile "$compile" \
+    --compile "$compile" --gpu_memory "$gpu_memory" \
     --training_type "$training_type" --rank "$rank" --lora_alpha "$lora_alpha" --memory "$memory" --total_samples "$total_samples" --validation_renders "$validation_renders" \
     --report_to "$report_to" --seed "$seed" "$@"
 for argument in "$@"; do  # the last --memory counts, as for all others
@@ -68,9 +69,8 @@ done
 [ -f "$accelerate_config" ] || { echo "error: accelerate_config $accelerate_config: no such file" >&2; exit 2; }
 python=$(command -v python || command -v python3)
 processes=$(sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' "$accelerate_config")
-case "$memory" in single*) processes=1 ;; esac
+case "$memory" in single*) exec "$python" train.py --prepare_for 1 "$@" ;; esac
 # all settings and the memory are checked, and the empty prompt is embedded, before any process starts
 "$python" train.py --prepare_for "${processes:-1}" "$@"
-case "$memory" in single*) exec "$python" train.py "$@" ;; esac
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # what torchrun would set, with a warning
 exec "$python" -m accelerate.commands.launch --config_file "$accelerate_config" train.py "$@"

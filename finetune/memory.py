@@ -19,6 +19,7 @@ from utils.cli import InputError
 
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
 GIB = 2**30
+ENCODING = 8 * GIB / (49 * 480 * 720)  # bytes a pixel that the untiled VAE takes to encode
 KEPT, WORK = 20, 28  # activations: of a block that is not recomputed, and of the one that is worked on
 
 
@@ -61,14 +62,42 @@ def activation(config, batch_size):
     return 2 * batch_size * tokens * c.num_attention_heads * c.attention_head_dim
 
 
+def free(args, device=None):
+    """Bytes of GPU memory that this process may still take."""
+    there, total = torch.cuda.mem_get_info(device)
+    limit = args.gpu_memory * GIB - torch.cuda.memory_reserved(device) if args.gpu_memory else there
+    return min(there, limit)
+
+
+def limit(args, device):
+    """Keep this process within `gpu_memory` GiB of its GPU."""
+    if args.gpu_memory and device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1, args.gpu_memory * GIB / total), device)
+
+
+def states_to_come(args, transformer):
+    """Bytes that gradients and optimizer states take from the first step on; DeepSpeed takes its share at once."""
+    trained = 2 * sum(p.numel() for p in trainable(transformer))
+    return trained * {"single": 2.03, "single_fused": 1.03}.get(args.memory, 0)
+
+
+def choose_tiling(args, pipe, transformer, device):
+    """Let the VAE encode in tiles unless a whole clip fits beside weights and optimizer states, without gradients."""
+    if device.type == "cuda":
+        states = states_to_come(args, transformer) / (2 if args.memory == "single" else 1)
+        frames, height, width = pipe.clip_shape
+        left = free(args, device) - states
+        pipe.vae.enable_tiling() if left < ENCODING * frames * height * width else pipe.vae.disable_tiling()
+
+
 def blocks_to_keep(args, transformer, device):
     """How many blocks' activations fit in the GPU's free memory beside gradients and states that are still to come."""
     if args.gradient_checkpointing != "auto":
         return 0
-    trained = 2 * sum(p.numel() for p in trainable(transformer))
-    come = trained * {"single": 2.03, "single_fused": 1.03}.get(args.memory, 0)  # DeepSpeed takes its memory at once
+    come = states_to_come(args, transformer)
     layer = activation(transformer.config, args.batch_size)
-    left = torch.cuda.mem_get_info(device)[0] - come - (WORK + transformer.config.num_layers) * layer - 4 * GIB
+    left = free(args, device) - come - (WORK + transformer.config.num_layers) * layer - 4 * GIB
     return min(transformer.config.num_layers, max(0, int(left // (KEPT * layer))))
 
 
@@ -79,11 +108,11 @@ def check_needs(args, ranks):
     gpu, host = needs(args, ranks)
     there = psutil.virtual_memory().available
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
+        left = free(args)
         print(f"memory={args.memory}, training_type={args.training_type}, {ranks} processes: about {gpu / GIB:.1f} GiB "
-              f"of each GPU ({free / GIB:.1f} free of {total / GIB:.1f}) and {host / GIB:.1f} GiB of host memory")
-        if gpu > free:
-            raise InputError(f"memory={args.memory} needs about {gpu / GIB:.1f} GiB of GPU memory and {free / GIB:.1f} "
+              f"of each GPU ({left / GIB:.1f} free) and {host / GIB:.1f} GiB of host memory")
+        if gpu > left:
+            raise InputError(f"memory={args.memory} needs about {gpu / GIB:.1f} GiB of GPU memory and {left / GIB:.1f} "
                              "are free; choose single_fused, or training_type=lora")
     else:
         host += ranks * gpu

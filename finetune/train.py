@@ -45,7 +45,7 @@ def parse_args():
                  "validation_renders", "lr_warmup_steps", "batch_size", "gradient_accumulation_steps", "rank", "seed"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm", "ema_decay",
-                 "lora_alpha"):
+                 "lora_alpha", "gpu_memory"):
         parser.add_argument(f"--{name}", type=float, required=True)
     for name in ("do_validation", "compile"):
         parser.add_argument(f"--{name}", type=truth, required=True)
@@ -55,7 +55,8 @@ def parse_args():
     parser.add_argument("--memory", choices=memory.MODES, required=True)
     parser.add_argument("--report_to", choices=("none", "tensorboard", "wandb"), required=True)
     parser.add_argument("--resume_from_checkpoint", default="")
-    parser.add_argument("--prepare_for", type=int, help="this many processes: check, embed the empty prompt, stop")
+    parser.add_argument("--prepare_for", type=int, help="this many processes: check and embed the empty prompt; they "
+                        "are started next, unless it is one that can go on itself")
     return parser.parse_args()
 
 
@@ -71,6 +72,7 @@ def check(args):
         ("max_grad_norm", 0 < args.max_grad_norm < math.inf), ("lr_warmup_steps", args.lr_warmup_steps >= 0),
         ("total_samples", args.total_samples >= 0), ("checkpointing_limit", args.checkpointing_limit >= 0),
         ("ema_decay", 0 <= args.ema_decay < 1), ("lora_alpha", args.lora_alpha > 0),
+        ("gpu_memory", args.gpu_memory >= 0),
     ):  # fmt: skip
         if not good:
             raise InputError(f"--{name} {getattr(args, name)}: out of range; finetune_cognvs.sh holds the usual value")
@@ -220,12 +222,11 @@ def optimiser_step(args, engine, pipe, pairs, embedding, step):
 def train(args):
     engine = memory.engine(args)
     main_process, device = engine.rank == 0, engine.device
+    memory.limit(args, device)
     set_steps(args, engine.ranks)
     start, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     pipe = pipeline.load_pipeline(args.model_path, checkpoint.weights_to_start(args, resume), torch.bfloat16, device)
     pipe.set_progress_bar_config(disable=True)
-    if device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < 60 * 2**30:
-        pipe.vae.enable_tiling()  # the training state is still to come
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, torch.bfloat16)
     embedding = embedding.to(device)
     pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank, device)
@@ -236,6 +237,7 @@ def train(args):
         mean = checkpoint.make_mean(transformer, args.ema_decay, start,
                                     resume and checkpoint.mean_folder(resume.parent, start))
     engine.prepare(transformer)
+    memory.choose_tiling(args, pipe, transformer, device)
     kept = memory.blocks_to_keep(args, transformer, device)
     if args.gradient_checkpointing != "False":
         speed.recompute(transformer, kept)
@@ -282,7 +284,7 @@ def main():
     args = parse_args()
     if args.prepare_for:
         prepare(args)
-    else:
+    if not args.prepare_for or args.memory.startswith("single"):
         train(args)
 
 

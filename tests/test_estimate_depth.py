@@ -76,7 +76,7 @@ def test_depth_anything_becomes_depth_in_metres(only_video, tmp_path, capsys):
     with torch.no_grad():
         depth = model(**processor(images=frame, return_tensors="pt")).predicted_depth
     depth = F.interpolate(1 / depth[None], (64, 96), mode="bilinear", antialias=True)[0, 0] ** -1
-    assert depth.std() > 1
+    assert depth.std() > 0.5
     np.testing.assert_allclose(seq.depth_map[10], depth, rtol=2e-3)
 
 

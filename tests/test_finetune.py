@@ -412,7 +412,7 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     shutil.copy(ROOT / "toolbox" / "config.json", tmp_path)
     (tmp_path / "diffusion_pytorch_model.safetensors").touch()
     args = type("Args", (), {"transformer_id": tmp_path, "batch_size": 1, "seed": 0, "rank": 128, "lora_alpha": 64,
-                             "gradient_checkpointing": "True"})  # fmt: skip
+                             "gradient_checkpointing": "True", "gpu_memory": 0})  # fmt: skip
     gib = {}
     for mode, kind, ranks in (("single", "sft", 1), ("single_fused", "sft", 1), ("single", "lora", 1),
                               ("zero2", "sft", 4), ("zero2", "sft", 1), ("zero2_offload", "sft", 1)):  # fmt: skip
@@ -423,6 +423,6 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     assert gib["zero2_offload", "sft", 1] < 56
     args.memory, args.training_type = "single", "sft"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (20 * 2**30, 24 * 2**30))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (20 * 2**30, 24 * 2**30))
     with pytest.raises(InputError, match=r"needs about 3\d.\d GiB of GPU memory and 20.0 are free"):
         memory.check_needs(args, 1)

@@ -57,7 +57,7 @@ def test_the_condition_the_text_and_the_seed_matter(model, pipe, clip):
     picture = run()
     assert torch.equal(picture, run())
     for other in (run(clip=1 - clip), run(prompt=text + 1), run(seed=43)):
-        assert (picture - other).abs().mean() > 0.01
+        assert (picture - other).abs().mean() > 0.004
 
 
 def test_the_condition_is_the_whole_clip_scaled_whatever_the_config_says(pipe, clip):

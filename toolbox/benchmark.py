@@ -1,13 +1,17 @@
 """Measure this program on this machine and print the tables of toolbox/benchmarks.md.
 
     python toolbox/benchmark.py data_gen
+    python toolbox/benchmark.py finetune --modes single single_fused lora:single
 
 data_gen: the warp alone, beside a straightforward implementation, and whole commands, at 49 x 480 x 854.
+finetune: finetune_cognvs.sh on random weights of the real size (21 GB of disk); steady is the second half of the steps.
 """
 
 import argparse
+import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data_gen
-from utils import cli, sequence, trajectory, video
+from utils import cli, pipeline, sequence, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,15 +142,79 @@ def bench_data_gen(device):
         print(f"| {frames} frames, {renders} renders | {seconds:.1f} | {rate:.1f} | {memory:.2f} |")
 
 
+def full_size(folder):
+    """A base and inpainting weights of the real sizes, random, and the shipped sequence with a training pair."""
+    if not (folder / "base" / "model_index.json").exists():
+        subprocess.run([sys.executable, ROOT / "toolbox" / "make_tiny_checkpoint.py", "--size", "5b", "--dtype", "bf16",
+                        "--output_dir", folder, "--device", cli.pick_device().type], check=True)  # fmt: skip
+    if not (folder / "room").exists():
+        shutil.copytree(ROOT / "demo_data" / "room", folder / "room")
+        subprocess.run([sys.executable, ROOT / "data_gen.py", "--data_path", folder / "room", "--mode", "train",
+                        "--num_train_render", "2"], check=True)  # fmt: skip
+
+
+def run_finetune(args, mode, output_dir):
+    """finetune_cognvs.sh in a mode such as lora:single: (wall seconds, rows of its log, peak GiB or "-")."""
+    kind, _, memory = mode.rpartition(":")
+    settings = {
+        "model_path": args.folder / "base", "transformer_id": args.folder / "cognvs_ckpt_inpaint",
+        "base_dir_input": args.folder / "room", "output_dir": output_dir, "memory": memory,
+        "training_type": kind or "sft", "train_epochs": args.steps, "checkpointing_steps": args.steps,
+        "checkpointing_limit": 0,
+    }  # fmt: skip
+    command = ["sh", ROOT / "finetune" / "finetune_cognvs.sh"]
+    command += [part for name, value in settings.items() for part in (f"--{name}", value)] + args.settings
+    begin = time.perf_counter()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    seconds = time.perf_counter() - begin
+    if done.returncode:
+        raise cli.InputError(f"{mode} failed: {done.stderr.strip().splitlines()[-1]}")
+    with open(Path(output_dir) / "train_log.csv", newline="") as file:
+        peak = re.search(r"peak GPU memory ([\d.]+)", done.stdout)
+        return seconds, list(csv.DictReader(file)), peak[1] if peak else "-"
+
+
+def bench_finetune(args):
+    full_size(args.folder)
+    operations = 3 * flops(args.folder / "cognvs_ckpt_inpaint")  # the backward pass is twice the forward one
+    print("| memory | steady s a step | samples a second | TFLOP/s a GPU | share of 790 | peak GiB | start to end, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for mode in args.modes:
+        with tempfile.TemporaryDirectory(dir=args.folder) as output_dir:
+            seconds, rows, peak = run_finetune(args, mode, output_dir)
+        steady = np.mean([float(row["seconds"]) for row in rows[len(rows) // 2 : -1]])  # the last has no next one
+        ranks, rate = len(rows[0]["loss_of_each_rank"].split()), operations / steady / 1e12
+        print(f"| {mode} | {steady:.2f} | {ranks / steady:.3f} | {rate:.0f} | {rate / 790:.0%} | {peak} | "
+              f"{seconds:.0f} |", flush=True)
+
+
+def flops(weights):
+    """Operations of one forward pass of one clip, counted without computing."""
+    with torch.device("meta"):
+        model = pipeline.CogVideoXTransformer3DModel
+        model = model.from_config(model.load_config(weights)).bfloat16()
+        c = model.config
+        frames = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
+        latents = torch.zeros(1, frames, c.in_channels, c.sample_height, c.sample_width, dtype=torch.bfloat16)
+        text = torch.zeros(1, c.max_text_seq_length, c.text_embed_dim, dtype=torch.bfloat16)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(latents, text, torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("what", choices=("data_gen",))
+    parser.add_argument("what", choices=("data_gen", "finetune"))
     parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/cognvs_benchmark"), help="for random models")
+    parser.add_argument("--modes", nargs="+", default=["single", "single_fused", "lora:single"])
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of finetune_cognvs.sh")
     args = parser.parse_args()
     device = cli.pick_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     print(f"{name}, torch {torch.__version__}\n")
-    bench_data_gen(device)
+    bench_finetune(args) if args.what == "finetune" else bench_data_gen(device)
 
 
 if __name__ == "__main__":

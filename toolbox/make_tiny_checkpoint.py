@@ -9,16 +9,16 @@ disk in bf16).
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import sentencepiece
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
+from utils.pipeline import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
 
 TRANSFORMER = json.loads((Path(__file__).parent / "config.json").read_text())
 VAE = {
@@ -93,6 +93,8 @@ def randomise(model):
 
 def save_tokenizer(folder, vocabulary):
     """Train a sentencepiece model on a few words and save it as the spiece.model of a T5 tokenizer."""
+    from transformers import T5Tokenizer
+
     folder.mkdir(parents=True, exist_ok=True)
     words = "the same scene seen from a new camera path, without holes: reconstruct, inpaint, finetune".split()
     sentencepiece.SentencePieceTrainer.train(
@@ -105,6 +107,8 @@ def save_tokenizer(folder, vocabulary):
 
 
 def main():
+    from transformers import T5Config, T5EncoderModel
+
     args = parse_args()
     height, width = args.height or 96, args.width or 144
     if args.frames < 1 or min(height, width) < 16 or args.frames % 8 != 1 or height % 16 or width % 16:
@@ -118,13 +122,15 @@ def main():
         parts = {
             base / "text_encoder": lambda: T5EncoderModel(T5Config(**t5)),
             base / "vae": lambda: AutoencoderKLCogVideoX.from_config(vae),
-            base / "transformer": lambda: CogVideoXTransformer3DModel.from_config(transformer),
             args.output_dir / "cognvs_ckpt_inpaint": lambda: CogVideoXTransformer3DModel.from_config(transformer),
         }
         for folder, make in parts.items():
             model = make().to(dtype)
             (model if args.size == "small" else randomise(model)).save_pretrained(folder)
             print(f"wrote {folder}")
+    shutil.rmtree(base / "transformer", ignore_errors=True)
+    (base / "transformer").unlink(missing_ok=True)
+    (base / "transformer").symlink_to(Path("..") / "cognvs_ckpt_inpaint")  # nobody reads it
     CogVideoXDPMScheduler.from_config(SCHEDULER).save_pretrained(base / "scheduler")
     save_tokenizer(base / "tokenizer", 64)
     (base / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")

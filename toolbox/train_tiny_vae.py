@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli, clips, fast_vae, metrics, pipeline, trajectory
+from utils.pipeline import AutoencoderKLCogVideoX
 
 ROOT = Path(__file__).resolve().parents[1]
 VALIDATION_SEEDS = range(100, 106)  # of the set on which settings are chosen; training starts at 1,000

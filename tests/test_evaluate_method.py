@@ -61,13 +61,21 @@ def test_finetuning_changes_a_copy_and_can_be_repeated(model):
     assert all(torch.equal(p, weights[5][name]) for name, p in weights[3].items())
 
 
-def test_results_are_kept_and_not_done_again(model, tmp_path, capsys):
+def test_results_are_kept_and_not_done_again(model, tmp_path, capsys, monkeypatch):
     args = ["evaluate_method", "--model_path", model / "base", "--cognvs_ckpt_path",
             model / "cognvs_ckpt_inpaint", "--output_dir", tmp_path, "--scenes", 1, "--num_inference_steps", 1,
-            "--device", "cpu", "--finetunings"]  # fmt: skip
+            "--device", "cpu"]  # fmt: skip
+    args.append("--finetunings")
     assert call(*args) == 0
     rows = [json.loads(line) for line in (tmp_path / "results_rooms_choose.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows] == ["black", "telea", "nearest in time", "vae", "zero-shot, 1"]
     assert (tmp_path / "rooms_100" / "zero-shot_1.mp4").exists() and "| telea |" in capsys.readouterr().out
+    args[args.index("--scenes") + 1] = 2
+    assert call(*args[:-1], "--share", 1, 2, "--finetunings") == 0
+    made = [json.loads(line) for line in (tmp_path / "results_rooms_choose.jsonl").read_text().splitlines()]
+    assert made[: len(rows)] == rows and [row["scene"] for row in made[len(rows) :]] == [101] * len(rows)
+    monkeypatch.setattr(evaluate, "open_scene", None)  # nothing is filmed any more
+    capsys.readouterr()
     assert call(*args) == 0
-    assert len((tmp_path / "results_rooms_choose.jsonl").read_text().splitlines()) == len(rows)
+    assert "rooms, 2 scenes" in capsys.readouterr().out
+    assert len((tmp_path / "results_rooms_choose.jsonl").read_text().splitlines()) == len(made)

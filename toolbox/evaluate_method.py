@@ -73,6 +73,8 @@ def parse_args():
     parser.add_argument("--world", choices=("rooms", "yards"), default="rooms", help="like the training scenes, or not")
     parser.add_argument("--set", choices=FIRST_SEED, default="choose", help="of scenes")
     parser.add_argument("--scenes", type=int, default=8)
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="do the I-th of N parts "
+                        "of the scenes, beside processes that do the others; run once more without it for the table")
     parser.add_argument("--seeds", type=int, default=1, help="of noise and finetuning")
     parser.add_argument("--num_inference_steps", type=int, nargs="+", default=[1, 25])
     parser.add_argument("--finetunings", nargs="*", choices=FINETUNINGS, default=["default"])
@@ -247,6 +249,14 @@ def model_results(args, pipe, embedding, scene, seed, done):
             yield f"fused, {steps}", inpaint(pipe, embedding, filled, steps, 42 + seed)
 
 
+def expected(args):
+    """(method, seed) of all results that a scene is to have, "vae" standing for those that need no transformer."""
+    names = ["zero-shot", *args.finetunings, *(["fused"] if args.fuse_static else [])]
+    ours = {(f"{name}, {steps}", seed) for name in names for steps in args.num_inference_steps
+            for seed in range(args.seeds)}  # fmt: skip
+    return ours | {("vae", 0)}
+
+
 def results(args, pipe, embedding, scene, done):
     """(seed, method, picture) of all that is still to do for a scene."""
     if ("vae", 0) not in done:
@@ -294,10 +304,12 @@ def main():
     rows = [row for row in rows if row["weights"] == weights]
     numbers = range(FIRST_SEED[args.set], FIRST_SEED[args.set] + args.scenes)
     with open(path, "a", buffering=1) as file:
-        for number in tqdm(numbers, unit="scene", desc=args.world):
+        for number in tqdm(numbers[args.share[0] :: args.share[1]], unit="scene", desc=args.world):
+            done = {(row["method"], row["seed"]) for row in rows if row["scene"] == number}
+            if expected(args) <= done:
+                continue
             scene = open_scene(args.world, number, pipe.clip_shape, device)
             scene = scene[:2] + tuple(x.cpu().numpy() for x in scene[2:])
-            done = {(row["method"], row["seed"]) for row in rows if row["scene"] == number}
             pictures = {"source": scene[0].rgb.cpu().numpy(), "truth": scene[4]}
             for seed, method, picture in results(args, pipe, embedding, scene, done):
                 row = {"scene": number, "seed": seed, "method": method, "weights": weights}

@@ -7,6 +7,7 @@ That script holds every setting and starts this program, through accelerate wher
 
 import argparse
 import csv
+import importlib.util
 import json
 import math
 import sys
@@ -95,6 +96,8 @@ def check(args):
     mean = resume and checkpoint.mean_folder(resume.parent, step)
     if mean and args.ema_decay and not mean.is_dir():
         raise InputError(f"--ema_decay {args.ema_decay}: no {mean} to go on from; give 0")
+    if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
+        raise InputError(f"--report_to {args.report_to}: not installed; pip install {args.report_to}")
     if args.training_type == "lora" and args.ema_decay:
         raise InputError("--ema_decay is for training_type=sft; give 0")
     if args.memory == "single_fused" and args.gradient_accumulation_steps > 1:
@@ -175,8 +178,11 @@ def make_tracker(args):
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     if args.report_to == "tensorboard":
-        return TensorBoardTracker("tensorboard", str(args.output_dir))
-    return WandBTracker("cognvs", dir=str(args.output_dir), name=args.output_dir.name)
+        tracker = TensorBoardTracker("tensorboard", str(args.output_dir))
+    else:
+        tracker = WandBTracker("cognvs", dir=str(args.output_dir), name=args.output_dir.name)
+    tracker.start()
+    return tracker
 
 
 def validate(args, engine, pipe, pairs, embedding, step):

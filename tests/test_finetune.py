@@ -399,6 +399,7 @@ def test_two_machines_train_as_two_processes_of_one_do(run, model, sequence_fold
     (["--memory", "single_fused", "--gradient_accumulation_steps", "2"], "memory=single_fused updates the weights in"),
     (["--training_type", "lora"], "--ema_decay is for training_type=sft"),
     (["--memory", "double"], "invalid choice: 'double'"),
+    (["--report_to", "wandb"], "--report_to wandb: not installed; pip install wandb"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together(model, sequence_folder, tmp_path, args, message):
     done = launch(model, sequence_folder, tmp_path / "run", *args)

@@ -256,7 +256,7 @@ def train(args):
         save_settings(args, engine)
         log = Log(args, start)
         print(f"{args.base_dir_input}: {pairs}, {engine.ranks} processes on {device.type}, memory={args.memory}, "
-              f"{kept} blocks not recomputed, steps {start} to {args.train_epochs}")
+              f"steps {start} to {args.train_epochs}" + (f", {kept} blocks not recomputed" if kept else ""))
 
     progress = tqdm(range(start, args.train_epochs), initial=start, total=args.train_epochs, unit="step",
                     desc="finetuning", disable=not main_process)

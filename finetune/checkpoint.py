@@ -5,6 +5,7 @@
     checkpoint-N/                 the state to resume from: DeepSpeed's folder, or optimizer.pt of the single modes
 """
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from utils import pipeline
 from utils.cli import InputError
 
+FACTS = "run.json"  # in a state: run_facts
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -27,8 +29,10 @@ def find_resume(output_dir, resume):
     """(step, folder) to go on from: the newest one for "latest", else the folder given; (0, None) for ""."""
     there = list_checkpoints(output_dir)
     if not resume:
-        if there:
-            raise InputError(f"{output_dir} already holds {there[max(there)].name}: go on from it with "
+        finished = sorted(Path(output_dir).glob("my_checkpoint-*"))
+        if there or finished:
+            name = there[max(there)].name if there else finished[0].name
+            raise InputError(f"{output_dir} already holds {name}: go on from its state with "
                              "--resume_from_checkpoint latest, or choose another output_dir")
         return 0, None
     if resume == "latest":
@@ -42,6 +46,26 @@ def find_resume(output_dir, resume):
         raise InputError(f"{output_dir} already holds {there[max(there)].name}, later than {Path(resume).name}: move "
                          "it away, or choose another output_dir")
     return int(match[1]), Path(resume)
+
+
+def run_facts(args, ranks):
+    """What must stay as it was when a run goes on."""
+    facts = {"memory": args.memory, "training_type": args.training_type, "processes": ranks}
+    if args.training_type == "lora":
+        weights = pipeline.fingerprint(pipeline.find_weights(args.transformer_id))
+        facts |= {"rank": args.rank, "lora_alpha": args.lora_alpha, "fingerprint of transformer_id": weights}
+    return facts
+
+
+def check_resume(args, resume, ranks):
+    """InputError if the run that wrote the state `resume` was another one."""
+    if not (resume / FACTS).is_file():  # of the published trainer
+        return
+    before, now = json.loads((resume / FACTS).read_text()), run_facts(args, ranks)
+    for name in before.keys() | now.keys():
+        if before.get(name) != now.get(name):
+            raise InputError(f"{resume} was made with {name} {before.get(name)}, got {now.get(name)}; go on with what "
+                             "it began with")
 
 
 def mean_folder(output_dir, step):
@@ -135,6 +159,7 @@ def save(args, engine, transformer, step, mean=None):
         engine.wait()
     if args.checkpointing_limit and engine.rank == 0:
         transformer.save_config(part)
+        (part / FACTS).write_text(json.dumps(run_facts(args, engine.ranks), indent=2) + "\n")
         part.replace(final)
         for folder in list(list_checkpoints(args.output_dir).values())[: -args.checkpointing_limit]:
             shutil.rmtree(folder)

@@ -88,7 +88,8 @@ class Pairs:
 
     def clip(self, path, start, device, dtype):
         """Frames from `start` on, [1, F, 3, H, W] in [-1, 1]; a video that ends early repeats its last frame."""
-        clip = torch.from_numpy(video.fit_length(self.read(path)[start:], self.clip_shape[0])).to(device)
+        clip = torch.from_numpy(video.fit_length(self.read(path)[start:], self.clip_shape[0]))
+        clip = clip.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else clip
         return (clip.permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)[None]
 
     def latents(self, pipe, draw, rng, device, dtype):

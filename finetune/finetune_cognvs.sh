@@ -2,7 +2,8 @@
 # Test-time finetuning of CogNVS on one video: edit the variables, then
 #     cd finetune && sh finetune_cognvs.sh
 # Arguments override the variables: sh finetune_cognvs.sh --train_epochs 100 --learning_rate 1e-5
-# Paths are relative to this folder, wherever the script is called from. GPUs are chosen in accelerate_config.yaml.
+# Paths are relative to this folder, wherever the script is called from. GPUs are chosen in accelerate_config.yaml, or by
+# CUDA_VISIBLE_DEVICES for memory=single and single_fused, which take the first.
 set -eu
 last=""
 cd "$(dirname "$0")"
@@ -68,7 +69,9 @@ done
 
 [ -f "$accelerate_config" ] || { echo "error: accelerate_config $accelerate_config: no such file" >&2; exit 2; }
 python=$(command -v python || command -v python3)
-processes=$(sed -n 's/^num_processes: *\([0-9]*\).*/\1/p' "$accelerate_config")
+number() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" "$accelerate_config"; }
+processes=$(number num_processes) machines=$(number num_machines)
+set -- "$@" --machines "${machines:-1}"
 case "$memory" in single*) exec "$python" train.py --prepare_for 1 "$@" ;; esac
 # all settings and the memory are checked, and the empty prompt is embedded, before any process starts
 "$python" train.py --prepare_for "${processes:-1}" "$@"

@@ -31,7 +31,8 @@ def engine(args):
 def needs(args, ranks):
     """Bytes that training will take of (each GPU, the host), from the sizes of the models.
 
-    The constants are fitted to peaks measured at 5.57 B parameters and 49 x 480 x 720 (toolbox/benchmarks.md).
+    By arithmetic; the activations' constants are chosen so that single_fused at 5.57 B parameters and 49 x 480 x 720
+    takes the 28.5 GiB that were seen of such a run.
     """
     config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
     with torch.device("meta"):
@@ -41,7 +42,9 @@ def needs(args, ranks):
     trained = 2 * sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     layer, layers = activation(transformer.config, args.batch_size), transformer.config.num_layers
     kept, work = layers * layer * (KEPT if args.gradient_checkpointing == "False" else 1), WORK * layer
-    gpu, host = weights + work, ranks * weights
+    gpu, host = weights + work, ranks * weights / args.machines
+    if args.ema_decay:
+        gpu += 4 * weights  # float32, and twice while it is made
     if args.memory == "single":
         gpu += trained * 1.03 + max(trained, kept)
     elif args.memory == "single_fused":
@@ -50,7 +53,7 @@ def needs(args, ranks):
         gpu += trained * 9 / ranks + kept + min(3 * GIB, 2 * trained)
     else:
         gpu += trained * 3 / ranks + kept + min(3 * GIB, 2 * trained)
-        host += trained * 8
+        host += trained * 8 / args.machines
     return gpu, host
 
 
@@ -76,26 +79,31 @@ def limit(args, device):
         torch.cuda.set_per_process_memory_fraction(min(1, args.gpu_memory * GIB / total), device)
 
 
-def states_to_come(args, transformer):
-    """Bytes that gradients and optimizer states take from the first step on; DeepSpeed takes its share at once."""
+def states_to_come(args, transformer, ranks):
+    """Bytes that gradients and optimizer states will take of each GPU from the first step on."""
     trained = 2 * sum(p.numel() for p in trainable(transformer))
-    return trained * {"single": 2.03, "single_fused": 1.03}.get(args.memory, 0)
+    buckets = min(3 * GIB, 2 * trained)
+    return {"single": 2.03 * trained, "single_fused": 1.03 * trained, "zero2": 5 * trained / ranks + buckets,
+            "zero2_offload": trained / ranks + buckets}[args.memory]  # fmt: skip
 
 
-def choose_tiling(args, pipe, transformer, device):
-    """Let the VAE encode in tiles unless a whole clip fits beside weights and optimizer states, without gradients."""
+def choose_tiling(args, pipe, transformer, ranks, device):
+    """Let the VAE work in tiles unless a whole clip fits beside weights and optimizer states, without gradients."""
     if device.type == "cuda":
-        states = states_to_come(args, transformer) / (2 if args.memory == "single" else 1)
+        states = states_to_come(args, transformer, ranks) / (2 if args.memory == "single" else 1)
         frames, height, width = pipe.clip_shape
-        left = free(args, device) - states
-        pipe.vae.enable_tiling() if left < ENCODING * frames * height * width else pipe.vae.disable_tiling()
+        pixel = pipeline.UNTILED_BYTES_PER_PIXEL if args.do_validation else ENCODING  # validation decodes too
+        fits = free(args, device) - states >= pixel * frames * height * width
+        pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
 
 
-def blocks_to_keep(args, transformer, device):
+def blocks_to_keep(args, transformer, ranks, device):
     """How many blocks' activations fit in the GPU's free memory beside gradients and states that are still to come."""
-    if args.gradient_checkpointing != "auto":
+    if args.gradient_checkpointing == "False":
+        return transformer.config.num_layers
+    if args.gradient_checkpointing == "True" or device.type != "cuda":
         return 0
-    come = states_to_come(args, transformer)
+    come = states_to_come(args, transformer, ranks)
     layer = activation(transformer.config, args.batch_size)
     left = free(args, device) - come - (WORK + transformer.config.num_layers) * layer - 4 * GIB
     return min(transformer.config.num_layers, max(0, int(left // (KEPT * layer))))
@@ -108,7 +116,7 @@ def check_needs(args, ranks):
     gpu, host = needs(args, ranks)
     there = psutil.virtual_memory().available
     if torch.cuda.is_available():
-        left = free(args)
+        left = max(free(args, device) for device in range(1 if ranks == 1 else torch.cuda.device_count()))
         print(f"memory={args.memory}, training_type={args.training_type}, {ranks} processes: about {gpu / GIB:.1f} GiB "
               f"of each GPU ({left / GIB:.1f} free) and {host / GIB:.1f} GiB of host memory")
         if gpu > left:
@@ -259,12 +267,12 @@ class Single:
         torch.save(state, folder / "optimizer.pt")
 
     def load(self, folder):
-        state = torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True)
+        state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)  # moved by the optimizer
         if len(state["optimizers"]) != len(self.optimizers):
             raise InputError(f"{folder}: not of memory={self.args.memory}; go on with the mode it began in")
         for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(values)
-        self.norm = state["norm"]
+        self.norm = None if state["norm"] is None else state["norm"].to(self.device)
 
     def end(self):
         pass

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -11,8 +13,10 @@ ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.
 
 
 def has_compiler():
-    """Whether torch.compile can build GPU kernels: Triton needs a C compiler."""
-    return torch.cuda.is_available() and bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc"))
+    """Whether torch.compile can build GPU kernels: Triton needs a C compiler and Python's headers."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return torch.cuda.is_available() and bool(compiler) and headers
 
 
 def attention():

@@ -39,7 +39,8 @@ def truth(text):
 
 def parse_args():
     """Every setting; all but the last are given by finetune_cognvs.sh, their one source."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+                                     allow_abbrev=False)  # finetune_cognvs.sh looks at --memory itself
     for name in ("model_path", "transformer_id", "output_dir", "base_dir_input"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     for name in ("train_epochs", "total_samples", "checkpointing_steps", "checkpointing_limit", "validation_steps",
@@ -56,6 +57,7 @@ def parse_args():
     parser.add_argument("--memory", choices=memory.MODES, required=True)
     parser.add_argument("--report_to", choices=("none", "tensorboard", "wandb"), required=True)
     parser.add_argument("--resume_from_checkpoint", default="")
+    parser.add_argument("--machines", type=int, default=1, help="that share the processes")
     parser.add_argument("--prepare_for", type=int, help="this many processes: check and embed the empty prompt; they "
                         "are started next, unless it is one that can go on itself")
     return parser.parse_args()
@@ -103,7 +105,10 @@ def check(args):
     if args.memory == "single_fused" and args.gradient_accumulation_steps > 1:
         raise InputError("memory=single_fused updates the weights in every backward pass: give "
                          "gradient_accumulation_steps=1, or memory=single")
-    if step >= args.train_epochs and not args.total_samples:
+    if resume:
+        checkpoint.check_resume(args, resume, args.prepare_for)
+    set_steps(args, args.prepare_for)
+    if step >= args.train_epochs:
         raise InputError(f"--train_epochs {args.train_epochs}: the checkpoint to go on from has {step} steps already")
 
 
@@ -143,7 +148,7 @@ class Log:
 
     def add(self, step, losses, rate, norm, seconds):
         """The row of a step; losses: tensor [ranks]. Returns what the progress bar shows."""
-        losses, norm = losses.tolist(), float(norm)
+        losses, norm = losses().tolist(), float(norm())
         loss = sum(losses) / len(losses)
         self.writer.writerow([step, repr(loss), repr(rate), repr(norm), f"{seconds:.3f}", " ".join(map(repr, losses))])
         if self.tracker:
@@ -159,6 +164,8 @@ class Log:
 
         with open(self.path, newline="") as file:
             rows = [[float(row[name]) for name in ("step", "loss", "gradient_norm")] for row in csv.DictReader(file)]
+        if not rows:
+            return
         step, loss, norm = np.array(rows).T
         figure, (upper, lower) = plt.subplots(2, 1, sharex=True, figsize=(8, 6))
         upper.plot(step, loss, ".", alpha=0.3)
@@ -169,6 +176,21 @@ class Log:
         lower.set(xlabel="step", ylabel="gradient norm before clipping")
         figure.savefig(self.path.with_name("train_curve.png"), dpi=100)
         plt.close(figure)
+
+
+def later(value):
+    """A function that gives a number or tensor that the GPU is still to compute, waiting for that and no more."""
+    if not torch.is_tensor(value) or value.device.type != "cuda":
+        return lambda: value
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+
+    def get():
+        event.synchronize()
+        return copy
+
+    return get
 
 
 def make_tracker(args):
@@ -209,10 +231,10 @@ def save_settings(args, engine):
     (args.output_dir / "settings.json").write_text(json.dumps(settings, indent=2, default=str) + "\n")
 
 
-def optimiser_step(args, engine, pipe, pairs, embedding, step):
-    """One optimiser step; returns the losses of all ranks' samples and the gradient norm before clipping, unread."""
+def optimiser_step(args, engine, pipe, pairs, embedding, rotary, step):
+    """One optimiser step; returns the losses of all ranks' samples and the gradient norm before clipping."""
     engine.begin(step, learning_rate(args, step))
-    rotary, losses = pipe.rotary_embedding(engine.device), []
+    losses = []
     for micro in range(args.gradient_accumulation_steps):
         number = step * args.gradient_accumulation_steps + micro
         batch = dataset.training_batch(pipe, pairs, args.seed, engine.rank, number, args.batch_size, engine.device,
@@ -234,7 +256,7 @@ def train(args):
     pipe = pipeline.load_pipeline(args.model_path, checkpoint.weights_to_start(args, resume), torch.bfloat16, device)
     pipe.set_progress_bar_config(disable=True)
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, torch.bfloat16)
-    embedding = embedding.to(device)
+    embedding, rotary = embedding.to(device), pipe.rotary_embedding(device)
     pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank, device)
 
     transformer = checkpoint.prepare_weights(args, pipe.transformer, resume).train()
@@ -243,8 +265,8 @@ def train(args):
         mean = checkpoint.make_mean(transformer, args.ema_decay, start,
                                     resume and checkpoint.mean_folder(resume.parent, start))
     engine.prepare(transformer)
-    memory.choose_tiling(args, pipe, transformer, device)
-    kept = memory.blocks_to_keep(args, transformer, device)
+    memory.choose_tiling(args, pipe, transformer, engine.ranks, device)
+    kept = memory.blocks_to_keep(args, transformer, engine.ranks, device)
     if args.gradient_checkpointing != "False":
         speed.recompute(transformer, kept)
     if args.compile and speed.has_compiler():
@@ -255,15 +277,17 @@ def train(args):
         args.output_dir.mkdir(parents=True, exist_ok=True)
         save_settings(args, engine)
         log = Log(args, start)
-        print(f"{args.base_dir_input}: {pairs}, {engine.ranks} processes on {device.type}, memory={args.memory}, "
+        print(f"{args.base_dir_input}: {pairs}, "
+              f"{engine.ranks} process{'es' * (engine.ranks > 1)} on {device.type}, memory={args.memory}, "
               f"steps {start} to {args.train_epochs}" + (f", {kept} blocks not recomputed" if kept else ""))
 
     progress = tqdm(range(start, args.train_epochs), initial=start, total=args.train_epochs, unit="step",
                     desc="finetuning", disable=not main_process)
-    unread = None  # the last step's losses and norm: reading them at once would stall the GPU
+    unread = None  # the last step's losses and norm: to read them before the next is queued would stall the GPU
     for step in progress:
         began = time.time()
-        losses, norm = optimiser_step(args, engine, pipe, pairs, embedding, step)
+        losses, norm = optimiser_step(args, engine, pipe, pairs, embedding, rotary, step)
+        losses, norm = later(losses), later(norm)
         if mean:
             mean.step(transformer.parameters())
         if unread and main_process:

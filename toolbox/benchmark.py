@@ -4,11 +4,12 @@
     python toolbox/benchmark.py finetune --modes single single_fused lora:single
 
 data_gen: the warp alone, beside a straightforward implementation, and whole commands, at 49 x 480 x 854.
-finetune: finetune_cognvs.sh on random weights of the real size (21 GB of disk); steady is the second half of the steps.
+finetune: finetune_cognvs.sh on random weights of the real size (32 GB of disk); steady is the second half of the steps.
 """
 
 import argparse
 import csv
+import json
 import os
 import re
 import shutil
@@ -154,7 +155,7 @@ def full_size(folder):
 
 
 def run_finetune(args, mode, output_dir):
-    """finetune_cognvs.sh in a mode such as lora:single: (wall seconds, rows of its log, peak GiB or "-")."""
+    """finetune_cognvs.sh in a mode such as lora:single: (wall seconds, log rows, peak GiB or "-", samples a step)."""
     kind, _, memory = mode.rpartition(":")
     settings = {
         "model_path": args.folder / "base", "transformer_id": args.folder / "cognvs_ckpt_inpaint",
@@ -168,23 +169,28 @@ def run_finetune(args, mode, output_dir):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     seconds = time.perf_counter() - begin
     if done.returncode:
-        raise cli.InputError(f"{mode} failed: {done.stderr.strip().splitlines()[-1]}")
+        raise cli.InputError(f"{mode} failed: {' '.join(done.stderr.split())[-300:]}")
     with open(Path(output_dir) / "train_log.csv", newline="") as file:
         peak = re.search(r"peak GPU memory ([\d.]+)", done.stdout)
-        return seconds, list(csv.DictReader(file)), peak[1] if peak else "-"
+        rows = list(csv.DictReader(file))
+    used = json.loads((Path(output_dir) / "settings.json").read_text())
+    samples = used["num_processes"] * used["batch_size"] * used["gradient_accumulation_steps"]
+    return seconds, rows, peak[1] if peak else "-", samples
 
 
 def bench_finetune(args):
     full_size(args.folder)
-    operations = 3 * flops(args.folder / "cognvs_ckpt_inpaint")  # the backward pass is twice the forward one
+    operations = flops(args.folder / "cognvs_ckpt_inpaint")
     print("| memory | steady s a step | samples a second | TFLOP/s a GPU | share of 790 | peak GiB | start to end, s |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for mode in args.modes:
         with tempfile.TemporaryDirectory(dir=args.folder) as output_dir:
-            seconds, rows, peak = run_finetune(args, mode, output_dir)
-        steady = np.mean([float(row["seconds"]) for row in rows[len(rows) // 2 : -1]])  # the last has no next one
-        ranks, rate = len(rows[0]["loss_of_each_rank"].split()), operations / steady / 1e12
-        print(f"| {mode} | {steady:.2f} | {ranks / steady:.3f} | {rate:.0f} | {rate / 790:.0%} | {peak} | "
+            seconds, rows, peak, samples = run_finetune(args, mode, output_dir)
+        steady = np.mean([float(row["seconds"]) for row in rows[len(rows) // 2 :]])
+        ranks = len(rows[0]["loss_of_each_rank"].split())
+        passes = 2 if mode.startswith("lora") else 3  # forward, gradients of activations, and of all weights
+        rate = passes * operations * samples / ranks / steady / 1e12
+        print(f"| {mode} | {steady:.2f} | {samples / steady:.3f} | {rate:.0f} | {rate / 790:.0%} | {peak} | "
               f"{seconds:.0f} |", flush=True)
 
 
@@ -211,6 +217,8 @@ def main():
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of finetune_cognvs.sh")
     args = parser.parse_args()
+    if args.steps < 4:
+        raise cli.InputError(f"--steps {args.steps}: expected 4 or more; the first half is not counted")
     device = cli.pick_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     print(f"{name}, torch {torch.__version__}\n")

@@ -98,13 +98,14 @@ def curve(args, pipe, pairs, samples, embedding, mode, every=10):
     """Held-out losses before training and after every few steps."""
     engine, losses, transformer = make_engine(mode, args), [], copy.deepcopy(pipe.transformer).train()
     engine.prepare(transformer.requires_grad_(True))
+    rotary = pipe.rotary_embedding(embedding.device)
     if mode == "not rounded":
         engine.optimizers[0].bf16_stochastic_round = False
     for step in tqdm(range(args.train_epochs + 1), unit="step", desc=f"{mode}, seed {args.seed}"):
         if step % every == 0:
             losses.append(held_out_loss(pipe, in_float32(transformer), samples, embedding))
         if step < args.train_epochs:
-            train.optimiser_step(args, engine, pipe, pairs, embedding, step)
+            train.optimiser_step(args, engine, pipe, pairs, embedding, rotary, step)
     return losses
 
 
@@ -136,6 +137,8 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16, help="held out")
     options = parser.parse_args()
+    if options.seeds < 2:
+        raise cli.InputError(f"--seeds {options.seeds}: expected two or more, for a range")
     device = cli.pick_device()
     weights = pipeline.find_weights(options.cognvs_ckpt_path)
     pipe = pipeline.load_pipeline(options.model_path, weights, torch.bfloat16, device)
@@ -146,7 +149,7 @@ def main():
     if len(renders) < 2:
         raise cli.InputError(f"{options.data_path}: got one training render; expected two or more, to hold one out")
     pairs.sequences, held.sequences = [(target, renders[:-1])], [(target, renders[-1:])]
-    samples = [dataset.training_sample(pipe, held, 0, 0, i, device, torch.bfloat16) for i in range(options.samples)]
+    samples = [dataset.training_sample(pipe, held, -1, 0, i, device, torch.bfloat16) for i in range(options.samples)]
     curves = {}
     for rate in options.learning_rates:
         curves[rate] = {mode: [] for mode in MODES}

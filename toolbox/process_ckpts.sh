@@ -38,7 +38,10 @@ for run in "$@"; do
     [ -f "$checkpoint/latest" ] || continue
     found=yes
     target="${checkpoint%/*}/my_${CHECKPOINT_DIR}_transformer"
-    if [ -d "$target" ]; then
+    if [ -d "${checkpoint%/*}/my_${CHECKPOINT_DIR}_lora" ]; then
+        echo "$run is a LoRA; it needs no processing"
+        continue
+    elif [ -d "$target" ]; then
         echo "$target is there already"
     elif [ -f "$checkpoint/config.json" ] || [ -f config.json ]; then
         convert "$checkpoint" "$target"

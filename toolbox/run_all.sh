@@ -3,16 +3,17 @@
 #     bash toolbox/run_all.sh --data_path demo_data/bear --model_path checkpoints/CogVideoX-5b-I2V \
 #         --transformer_id checkpoints/cognvs_ckpt_inpaint --output_dir checkpoints/cognvs_ckpt_finetuned_bear
 # Further: --num_train_render 8, --num_inference_steps 50; --train_epochs and --learning_rate in place of those that
-# finetune_cognvs.sh holds; --num_processes, the GPUs that finetune (all by default; 2 processes without a GPU).
+# finetune_cognvs.sh holds; --num_processes, the GPUs that finetune (all by default; 2 processes without a GPU); --memory
+# (single where there is one GPU, else zero2) and --training_type as in finetune_cognvs.sh.
 # The videos go to <data_path>/outputs/<name of output_dir>/.
 set -euo pipefail
 
 data_path="" model_path="" transformer_id="" output_dir=""
-train_epochs="" num_train_render=8 num_inference_steps=50 learning_rate="" num_processes=""
+train_epochs="" num_train_render=8 num_inference_steps=50 learning_rate="" num_processes="" memory="" training_type=sft
 while [ $# -gt 0 ]; do
     case "$1" in
         --data_path | --model_path | --transformer_id | --output_dir | --train_epochs | --num_train_render | \
-            --num_inference_steps | --learning_rate | --num_processes)
+            --num_inference_steps | --learning_rate | --num_processes | --memory | --training_type)
             [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2 && exit 2; }
             printf -v "${1#--}" %s "$2" && shift 2 ;;
         *) echo "error: $1: not an argument of run_all.sh; its first lines list them" >&2 && exit 2 ;;
@@ -69,10 +70,14 @@ finetune() {
     [ -z "$(find "$output_dir" -maxdepth 1 -name 'checkpoint-*[0-9]' 2>/dev/null)" ] || resume=latest
     accelerate_config=$config sh finetune/finetune_cognvs.sh --model_path "$model_path" --transformer_id "$transformer_id" \
         --output_dir "$output_dir" --base_dir_input "$data_path" --train_epochs "$train_epochs" \
+        --memory "$memory" --training_type "$training_type" \
         ${learning_rate:+--learning_rate "$learning_rate"} --resume_from_checkpoint "$resume"
     rm -f "$config"
 }
-weights="$output_dir/my_checkpoint-${train_epochs}_transformer"
+kind=transformer
+[ "$training_type" != lora ] || kind=lora
+[ -n "$memory" ] || { [ "$gpus" = 1 ] && memory=single || memory=zero2; }
+weights="$output_dir/my_checkpoint-${train_epochs}_$kind"
 stage "training pairs" "$data_path/train_cameras$num_train_render.npz" \
     "$python" data_gen.py --data_path "$data_path" --mode train --num_train_render "$num_train_render" "${intrinsics[@]}"
 stage "evaluation renders" "$data_path/eval_cameras$num_eval_render.npz" \

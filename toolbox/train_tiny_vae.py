@@ -195,7 +195,7 @@ def main():
     mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     parameters = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), fused=True)
-    first = args.first_seed + 100_000 * rank
+    first = args.first_seed + 10_000_000 * rank
     devices = [args.trace_on or str(device)] * args.producers
     stream = clips.Stream(functools.partial(make_item, args.shape), first, devices)
     pool = deque(maxlen=args.pool[1])

@@ -126,18 +126,24 @@ def save_adapter(transformer, folder, weights):
 
 def load_adapter(transformer, folder):
     """Add the LoRA of a folder, at the scale it was trained with."""
-    transformer.load_lora_adapter(str(folder), prefix=None, adapter_name="default", use_safetensors=True,
-                                  weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
+    try:
+        transformer.load_lora_adapter(str(folder), prefix=None, adapter_name="default", use_safetensors=True,
+                                      weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{folder}: the LoRA could not be loaded: {' '.join(str(error).split())[:200]}") from error
 
 
 def adapter_weights(folder):
     """The weights that a LoRA folder belongs to."""
-    belongs = json.loads((folder / ADAPTER).read_text())
-    weights = Path(belongs["weights"])
+    try:
+        belongs = json.loads((folder / ADAPTER).read_text())
+        weights = Path(belongs["weights"])
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{folder / ADAPTER}: got {error}; expected JSON with weights and fingerprint") from error
     if not weights.is_dir():
         raise InputError(f"{folder}: belongs to the weights {weights}, which are not there; if they moved, correct "
                          f"{ADAPTER}")
-    if fingerprint(weights) != belongs["fingerprint"]:
+    if fingerprint(weights) != belongs.get("fingerprint"):
         raise InputError(f"{folder}: {weights} is not what it was trained on; give the folder that it was in {ADAPTER}")
     return weights
 

@@ -23,7 +23,8 @@ def small(tmp_path_factory):
     return folder
 
 
-def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys):
+def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("train_tiny_vae.VALIDATION_SEEDS", (100,))
     config = small / "base" / "vae"
     args = ("train_tiny_vae", "--vae_config", config, "--shape", *SHAPE, "--producers", 1, "--pool", 2, 4,
             "--batch_size", 2, "--minutes", 0.03)  # fmt: skip

@@ -40,7 +40,7 @@ watch_memory() {  # the largest memory in use on any GPU, in MiB, into the file 
     done
 }
 stage() {  # stage NAME RESULT COMMAND...: run the command unless the file RESULT is there
-    local name=$1 result=$2 begin=$SECONDS memory="no GPU" file
+    local name=$1 result=$2 begin=$SECONDS peak="no GPU" file
     shift 2
     if [ -e "$result" ]; then
         report+=$(printf '%-24s skipped: %s is there' "$name" "$result")$'\n'
@@ -50,9 +50,9 @@ stage() {  # stage NAME RESULT COMMAND...: run the command unless the file RESUL
     file=$(mktemp)
     [ "$gpus" -gt 0 ] && { watch_memory "$file" & watcher=$!; }
     "$@"
-    [ "$gpus" -gt 0 ] && { kill "$watcher" || true; wait "$watcher" 2>/dev/null || true; memory="$(cat "$file") MiB on the fullest GPU"; }
+    [ "$gpus" -gt 0 ] && { kill "$watcher" || true; wait "$watcher" 2>/dev/null || true; peak="$(cat "$file") MiB on the fullest GPU"; }
     rm -f "$file"
-    report+=$(printf '%-24s %5d s, %s' "$name" $((SECONDS - begin)) "$memory")$'\n'
+    report+=$(printf '%-24s %5d s, %s' "$name" $((SECONDS - begin)) "$peak")$'\n'
 }
 
 intrinsics=()

@@ -87,7 +87,7 @@ def save_mean(mean, transformer, folder):
     model = type(transformer).from_config(transformer.config)
     model.load_state_dict(transformer.state_dict())  # for what is no parameter
     mean.copy_to(model.parameters())
-    save_whole(model.save_pretrained, folder)
+    pipeline.save_whole(model.save_pretrained, folder)
 
 
 def weights_folder(output_dir, step, training_type):
@@ -126,22 +126,13 @@ def prepare_weights(args, transformer, resume):
     return transformer
 
 
-def save_whole(save, folder):
-    """save(another folder), which takes this one's place when it is whole."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    save(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
-
-
 def save_weights(args, transformer, folder):
     """Weights in the layout that process_ckpts.sh makes, or a LoRA folder."""
     if args.training_type == "lora":
         start = pipeline.find_weights(args.transformer_id)
-        save_whole(lambda part: pipeline.save_adapter(transformer, part, start), folder)
+        pipeline.save_whole(lambda part: pipeline.save_adapter(transformer, part, start), folder)
     else:
-        save_whole(lambda part: transformer.save_pretrained(part, max_shard_size="5GB"), folder)
+        pipeline.save_whole(lambda part: transformer.save_pretrained(part, max_shard_size="5GB"), folder)
 
 
 def save(args, engine, transformer, step, mean=None):

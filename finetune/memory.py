@@ -50,11 +50,16 @@ def needs(args, ranks):
     elif args.memory == "single_fused":
         gpu += trained * 1.03 + kept
     elif args.memory == "zero2":
-        gpu += trained * 9 / ranks + kept + min(3 * GIB, 2 * trained)
+        gpu += trained * 9 / ranks + kept + buckets(trained)
     else:
-        gpu += trained * 3 / ranks + kept + min(3 * GIB, 2 * trained)
+        gpu += trained * 3 / ranks + kept + buckets(trained)
         host += trained * 8 / args.machines
     return gpu, host
+
+
+def buckets(trained):
+    """Bytes of DeepSpeed's communication buckets, from the bytes that are trained."""
+    return min(3 * GIB, 2 * trained)
 
 
 def activation(config, batch_size):
@@ -67,9 +72,8 @@ def activation(config, batch_size):
 
 def free(args, device=None):
     """Bytes of GPU memory that this process may still take."""
-    there, total = torch.cuda.mem_get_info(device)
-    limit = args.gpu_memory * GIB - torch.cuda.memory_reserved(device) if args.gpu_memory else there
-    return min(there, limit)
+    there, _ = torch.cuda.mem_get_info(device)
+    return min(there, args.gpu_memory * GIB - torch.cuda.memory_reserved(device)) if args.gpu_memory else there
 
 
 def limit(args, device):
@@ -82,9 +86,8 @@ def limit(args, device):
 def states_to_come(args, transformer, ranks):
     """Bytes that gradients and optimizer states will take of each GPU from the first step on."""
     trained = 2 * sum(p.numel() for p in trainable(transformer))
-    buckets = min(3 * GIB, 2 * trained)
-    return {"single": 2.03 * trained, "single_fused": 1.03 * trained, "zero2": 5 * trained / ranks + buckets,
-            "zero2_offload": trained / ranks + buckets}[args.memory]  # fmt: skip
+    return {"single": 2.03 * trained, "single_fused": 1.03 * trained, "zero2": 5 * trained / ranks + buckets(trained),
+            "zero2_offload": trained / ranks + buckets(trained)}[args.memory]  # fmt: skip
 
 
 def choose_tiling(args, pipe, transformer, ranks, device):

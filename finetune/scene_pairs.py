@@ -45,7 +45,7 @@ class ScenePairs:
         """(x0, condition) of a pair drawn by `draw`, sampled from their posteriors by `rng`, [1, f, C, h, w]."""
         self.refill()
         pair = self.pairs[torch.randint(len(self.pairs), (), generator=draw).item()].float()
-        x0, condition = DiagonalGaussianDistribution(pair).sample(rng).transpose(1, 2) * pipe.vae_scaling_factor_image
+        x0, condition = pipe.sample(DiagonalGaussianDistribution(pair), rng)
         return x0[None].to(dtype), condition[None].to(dtype)
 
 

@@ -147,7 +147,7 @@ class Log:
         self.writer.writerows([LOG_COLUMNS, *rows])
 
     def add(self, step, losses, rate, norm, seconds):
-        """The row of a step; losses: tensor [ranks]. Returns what the progress bar shows."""
+        """The row of a step; losses [ranks], norm: from later(). Returns what the progress bar shows."""
         losses, norm = losses().tolist(), float(norm())
         loss = sum(losses) / len(losses)
         self.writer.writerow([step, repr(loss), repr(rate), repr(norm), f"{seconds:.3f}", " ".join(map(repr, losses))])

@@ -23,6 +23,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "finetune"))
 import dataset
+from checkpoint import LORA_LAYERS
 from loss import denoising_loss
 from train import learning_rate
 
@@ -180,8 +181,7 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
 
         model.requires_grad_(False)
         torch.manual_seed(seed)  # the adapter's first weights are drawn by the global generator
-        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank,
-                                     target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=LORA_LAYERS))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.learning_rate,
                                   (0.9, 0.95), weight_decay=1e-4)  # fmt: skip
     rotary = pipe.rotary_embedding(device)

@@ -25,9 +25,8 @@ def main():
         raise InputError(f"{lora}: got whole weights; expected a LoRA folder with {pipeline.ADAPTER}")
     if args.output_dir.exists():
         raise InputError(f"{args.output_dir} exists and is kept; choose another folder")
-    part = args.output_dir.with_name(f"{args.output_dir.name}.part")
-    pipeline.load_transformer(lora, torch.bfloat16).save_pretrained(part, max_shard_size="5GB")
-    part.replace(args.output_dir)
+    transformer = pipeline.load_transformer(lora, torch.bfloat16)
+    pipeline.save_whole(lambda part: transformer.save_pretrained(part, max_shard_size="5GB"), args.output_dir)
     print(f"wrote {args.output_dir}")
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -50,6 +51,7 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
         return self.vae.encode(clip.transpose(1, 2)).latent_dist  # [B, 3, F, H, W]
 
     def sample(self, posterior, generator):
+        """A sample of a VAE's posterior, scaled, [B, f, C, h, w]."""
         return posterior.sample(generator).transpose(1, 2) * self.vae_scaling_factor_image  # [B, f, 16, h, w]
 
     @property
@@ -115,6 +117,15 @@ def load_model(cls, path, dtype):
         wrong = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
         raise InputError(f"{path}: {len(wrong)} tensors missing or misshapen (such as {wrong[0]}); download it again")
     return model.requires_grad_(False).eval()
+
+
+def save_whole(save, folder):
+    """save(another folder), which takes this one's place when it is whole."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    save(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
 
 
 def save_adapter(transformer, folder, weights):

@@ -46,18 +46,18 @@ def generator(run, what, rank, step, device="cpu"):
     return torch.Generator(device).manual_seed(seed(run, what, rank, step))
 
 
-def first_scene(base_dir_input):
-    """N of "scenes:N", or None for a folder."""
-    match = re.fullmatch(r"scenes:(\d+)", str(base_dir_input))
-    return int(match[1]) if match else None
+def first_scenes(base_dir_input):
+    """(N, COUNT or None) of "scenes:N" or "scenes:N:COUNT", or None for a folder."""
+    match = re.fullmatch(r"scenes:(\d+)(?::(\d+))?", str(base_dir_input))
+    return match and (int(match[1]), int(match[2]) if match[2] else None)
 
 
 def open_pairs(base_dir_input, model_path, clip_shape, rank=0, device="cpu"):
     """What a run learns from: a sequence folder, a folder of them, or "scenes:N", ray-traced from seed N on."""
-    if (first := first_scene(base_dir_input)) is not None:
+    if first := first_scenes(base_dir_input):
         from scene_pairs import ScenePairs
 
-        return ScenePairs(first, model_path, clip_shape, rank, device)
+        return ScenePairs(model_path, clip_shape, rank, device, *first)
     return Pairs(base_dir_input, clip_shape)
 
 
@@ -92,11 +92,13 @@ class Pairs:
         clip = clip.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else clip
         return (clip.permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)[None]
 
-    def latents(self, pipe, draw, rng, device, dtype):
-        """(x0, condition) of a pair drawn by `draw`, encoded with the randomness of `rng`, [1, f, 16, h, w]."""
-        target, render, start = self.draw(draw)
-        x0 = pipe.sample(self.posterior(pipe, target, start, device, dtype), rng)
-        return x0, pipe.encode(add_noise(self.clip(render, start, device, dtype), rng), rng)
+    def latents(self, pipe, draw, rng, device, dtype, size=1):
+        """(x0, condition) of pairs drawn by `draw`, encoded with the randomness of `rng`, [size, f, 16, h, w]."""
+        x0, condition = [], []
+        for target, render, start in (self.draw(draw) for _ in range(size)):
+            x0.append(pipe.sample(self.posterior(pipe, target, start, device, dtype), rng))
+            condition.append(pipe.encode(add_noise(self.clip(render, start, device, dtype), rng), rng))
+        return torch.cat(x0), torch.cat(condition)
 
     def posterior(self, pipe, target, start, device, dtype):
         """Of a window of a target, the same at every step: encoded once, sampled anew."""
@@ -110,16 +112,10 @@ def add_noise(clip, rng):
 
 
 @torch.no_grad()
-def training_sample(pipe, pairs, seed, rank, step, device, dtype):
-    """What one rank trains on in one step: (x0, condition, noise, timestep), latents [1, f, 16, h, w]."""
+def training_batch(pipe, pairs, seed, rank, step, device, dtype, size=1):
+    """What one rank trains on in one step: (x0, condition, noise, timestep), latents [size, f, 16, h, w]."""
     rng = generator(seed, "noise", rank, step, device)
-    x0, condition = pairs.latents(pipe, generator(seed, "clip", rank, step), rng, device, dtype)
-    timestep = torch.randint(pipe.scheduler.config.num_train_timesteps, (1,), generator=rng, device=device)
+    x0, condition = pairs.latents(pipe, generator(seed, "clip", rank, step), rng, device, dtype, size)
+    timestep = torch.randint(pipe.scheduler.config.num_train_timesteps, (size,), generator=rng, device=device)
     noise = torch.randn(x0.shape, generator=rng, device=device).to(dtype)
     return x0, condition, noise, timestep
-
-
-def training_batch(pipe, pairs, seed, rank, step, size, device, dtype):
-    """`size` training samples, one after the other along the first axis."""
-    samples = [training_sample(pipe, pairs, seed, rank, step * size + i, device, dtype) for i in range(size)]
-    return [torch.cat(part) for part in zip(*samples, strict=True)]

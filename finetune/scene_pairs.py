@@ -1,11 +1,14 @@
-"""Training pairs of scenes that are ray-traced while training goes on: base_dir_input=scenes:1000 starts at seed 1000.
+"""Training pairs of ray-traced scenes, in place of sequences on disk: base_dir_input=scenes:1000 starts at seed
+1000, with SCENES made before the first step, scenes:1000:50 with 50.
 
-Each scene gives pairs of both kinds: its clip beside what a camera move to and fro leaves of it (data_gen.py --mode
-train), and an exact new view beside the render of it (--mode eval). They are kept as the VAE's posteriors, made once.
+Each scene is filmed by three cameras. What one saw, warped to where another was (data_gen.py --mode eval), goes with
+what that one saw; warped there and back (--mode train), with what it saw itself. The same once more in a mirror, in
+other colours. All are kept as the VAE's posteriors, made once.
 """
 
 import functools
-import os
+import itertools
+import random
 
 import dataset
 import numpy as np
@@ -14,60 +17,79 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from utils import clips, pipeline, trajectory, video
 
-KEPT_BYTES = 10 * 2**30  # of latents, on the device that trains
-FIRST = 256
-PATHS = 2  # camera paths a scene, each giving a pair of both kinds
-PRODUCERS = 8
+KEPT_BYTES = 24 * 2**30  # of latents, on the device that trains
+SCENES = 200  # before the first step
+WIDER = 2.5  # how much further than on random training paths the cameras may move
+VIEWS = 3
+MOVES = list(itertools.permutations(range(VIEWS), 2))
 
 
 class ScenePairs:
     """Stands in for dataset.Pairs. What is drawn when depends on how fast scenes come: no two runs are the same."""
 
-    def __init__(self, first_seed, model_path, shape, rank, device, first=FIRST, producers=PRODUCERS):
-        spare = torch.cuda.device_count() > int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # a GPU on which nobody trains
-        tracer = f"cuda:{torch.cuda.device_count() - 1}" if spare and device.type == "cuda" else str(device)
-        make = functools.partial(make_pairs, model_path, shape)
-        self.stream = clips.Stream(make, first_seed + 1_000_000 * rank, [tracer] * producers)
+    def __init__(self, model_path, shape, rank, device, first_seed, scenes=None):
+        make = functools.partial(make_latents, model_path, shape, device)
+        made, self.stream = clips.first_and_more(make, first_seed + 1_000_000 * rank, scenes or SCENES, device)
         self.pairs, self.made, self.device = [], 0, device
-        while self.made < first:
-            self.refill(wait=True)
+        self.add(made)
 
     def __str__(self):
         return f"{self.made} training pairs of ray-traced scenes so far"
 
-    def refill(self, wait=False):
-        for pairs in self.stream.take(wait):
-            self.pairs += [torch.from_numpy(pair).to(self.device) for pair in pairs]
-            self.made += len(pairs)
-        self.pairs = self.pairs[-(KEPT_BYTES // self.pairs[0].nbytes) :]
+    def add(self, scenes):
+        """Take in what make_latents made: pairs of (target, render)."""
+        for latents in scenes:
+            for own in torch.from_numpy(latents).to(self.device):
+                for (a, b), there, back in zip(MOVES, own[VIEWS::2], own[VIEWS + 1 :: 2], strict=True):
+                    self.pairs += [(own[b], there), (own[a], back)]
+                    self.made += 2
+        self.pairs = self.pairs[-(KEPT_BYTES // self.pairs[0][0].nbytes) :]
 
-    def latents(self, pipe, draw, rng, device, dtype):
-        """(x0, condition) of a pair drawn by `draw`, sampled from their posteriors by `rng`, [1, f, C, h, w]."""
-        self.refill()
-        pair = self.pairs[torch.randint(len(self.pairs), (), generator=draw).item()].float()
-        x0, condition = pipe.sample(DiagonalGaussianDistribution(pair), rng)
-        return x0[None].to(dtype), condition[None].to(dtype)
+    def latents(self, pipe, draw, rng, device, dtype, size=1):
+        """(x0, condition) of pairs drawn by `draw`, sampled from their posteriors by `rng`, [size, f, C, h, w]."""
+        self.add(self.stream.take(wait=False))
+        chosen = [self.pairs[i] for i in torch.randint(len(self.pairs), (size,), generator=draw)]
+        x0, condition = (DiagonalGaussianDistribution(torch.stack(part).float()) for part in zip(*chosen, strict=True))
+        return pipe.sample(x0, rng).to(dtype), pipe.sample(condition, rng).to(dtype)
 
 
 @functools.cache
 def load_vae(model_path, device):
-    return pipeline.load_vae(model_path, torch.bfloat16).to(device)
+    return pipeline.load_vae(model_path, torch.bfloat16 if device.type == "cuda" else torch.float32).to(device)
 
 
-def make_pairs(model_path, shape, seed, device):
-    """Posteriors of the pairs of one scene, float16 arrays [2, 2C, f, h, w]: target, render; mean, log variance."""
+def make_latents(model_path, shape, device, seed, tracer):
+    """Posteriors of one scene, traced by `tracer`, made on `device`: float16 [2, 3 + 12, 2C, f, h, w].
+
+    As it is and in a mirror: the three views, then for each of MOVES the renders there, and there and back.
+    """
     vae, rng = load_vae(model_path, device), dataset.generator(seed, "scene", 0, 0, device)
-    clip = clips.random_clip(seed, shape, device)
+    views = [clip._replace(rgb=clip.rgb.to(device), depth=clip.depth.to(device), c2w=clip.c2w.to(device),
+                           k=clip.k.to(device)) for clip in film(seed, shape, tracer)]  # fmt: skip
+    renders = []
+    for a, b in MOVES:
+        cameras = clips.cameras_to(views[a], views[b])
+        renders += [clips.render(views[a], cameras, mode)[0] for mode in ("eval", "train")]
+    swap = random.Random(seed).sample(range(3), 3)
+    videos = [view.rgb for view in views] + renders
+    return np.stack([[encode(vae, rgb, rng if number >= VIEWS else None) for number, rgb in enumerate(own)]
+                     for own in (videos, [rgb.flip(2)[..., swap] for rgb in videos])])  # fmt: skip
 
-    def encode(rgb, noise):
-        x = video.to_signed(rgb)[None].to(vae.dtype)
-        x = dataset.add_noise(x, rng) if noise else x
-        return vae.encode(x.transpose(1, 2)).latent_dist.parameters[0].float().clamp(-30, 30).cpu()
 
-    source, pairs = encode(clip.rgb, False), []
-    for keyframes in trajectory.random_keyframes(seed, PATHS):
-        cameras = clips.path_cameras(clip, keyframes)
-        there_and_back, there = (clips.render(clip, cameras, mode)[0] for mode in ("train", "eval"))
-        truth = encode(clips.truth(clip, cameras), False)
-        pairs += [(source, encode(there_and_back, True)), (truth, encode(there, True))]
-    return [torch.stack(pair).numpy().astype(np.float16) for pair in pairs]
+def film(seed, shape, tracer):
+    """The clip of a random scene, and what two cameras on random paths saw beside it."""
+    clip, rng = clips.random_clip(seed, shape, tracer), random.Random(f"paths {seed}")
+    yield clip
+    for keyframes in trajectory.random_keyframes(seed, VIEWS - 1):
+        wider = {axis: rng.uniform(1, WIDER) * np.array(keys) for axis, keys in keyframes.items()}
+        yield clips.refilm(clip, clips.path_cameras(clip, wider))
+
+
+def encode(vae, rgb, noise):
+    """The posterior's mean and log variance of a clip uint8 [F, H, W, 3], float16 [2C, f, h, w]; noise: see add_noise.
+
+    noise: the generator of what is added to its pixels, or None.
+    """
+    x = video.to_signed(rgb)[None].to(vae.dtype)
+    x = x if noise is None else dataset.add_noise(x, noise)
+    return vae.encode(x.transpose(1, 2)).latent_dist.parameters[0].float().clamp(-30, 30).half().cpu().numpy()

@@ -79,7 +79,7 @@ def check(args):
     ):  # fmt: skip
         if not good:
             raise InputError(f"--{name} {getattr(args, name)}: out of range; finetune_cognvs.sh holds the usual value")
-    traced = dataset.first_scene(args.base_dir_input) is not None
+    traced = bool(dataset.first_scenes(args.base_dir_input))
     for name in ("model_path", "transformer_id") + (() if traced else ("base_dir_input",)):
         path = getattr(args, name)
         if not path.is_dir():
@@ -237,8 +237,8 @@ def optimiser_step(args, engine, pipe, pairs, embedding, rotary, step):
     losses = []
     for micro in range(args.gradient_accumulation_steps):
         number = step * args.gradient_accumulation_steps + micro
-        batch = dataset.training_batch(pipe, pairs, args.seed, engine.rank, number, args.batch_size, engine.device,
-                                       embedding.dtype)  # fmt: skip
+        batch = dataset.training_batch(pipe, pairs, args.seed, engine.rank, number, engine.device, embedding.dtype,
+                                       args.batch_size)  # fmt: skip
         prompt = embedding.expand(args.batch_size, -1, -1)
         with speed.attention():
             loss = denoising_loss(engine.model, pipe.scheduler, *batch, prompt, rotary)

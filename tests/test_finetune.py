@@ -43,7 +43,7 @@ def pairs(pipe, sequence_folder):
 
 
 def sample(pipe, pairs, rank=0, step=0, seed=42):
-    return dataset.training_sample(pipe, pairs, seed, rank, step, CPU, torch.float32)
+    return dataset.training_batch(pipe, pairs, seed, rank, step, CPU, torch.float32)
 
 
 def test_the_loss_is_the_published_one(pipe):
@@ -87,7 +87,7 @@ def test_a_sample_is_the_noised_render_and_the_target_of_one_window(pairs):
     target = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(8, 1).repeat(8, 2).repeat(3, 3)
     long, log_sigmas = pairs_of_arrays(5, {"target": target, "render": target + 100}), []
     for step in range(60):
-        x0, condition, _, _ = dataset.training_sample(pipe, long, 42, 0, step, CPU, torch.float32)
+        x0, condition, _, _ = dataset.training_batch(pipe, long, 42, 0, step, CPU, torch.float32)
         _, _, start = long.draw(dataset.generator(42, "clip", 0, step))
         torch.testing.assert_close(x0, long.clip("target", start, CPU, torch.float32))
         noise = condition - long.clip("render", start, CPU, torch.float32)
@@ -116,7 +116,7 @@ def test_a_folder_of_sequences_is_sampled_evenly(model, sequence_folder, pipe, t
     many = dataset.open_pairs(tmp_path, model / "base", pipe.clip_shape)
     drawn = [many.draw(dataset.generator(0, "clip", 0, step))[0].parent.name for step in range(120)]
     assert all(25 <= drawn.count(name) <= 55 for name in "abc")
-    x0, condition, noise, timestep = dataset.training_batch(pipe, many, 0, 0, 0, 2, CPU, torch.float32)
+    x0, condition, noise, timestep = dataset.training_batch(pipe, many, 0, 0, 0, CPU, torch.float32, 2)
     assert len(x0) == len(condition) == len(noise) == len(timestep) == 2 and timestep[0] != timestep[1]
 
 

@@ -3,13 +3,14 @@
 import re
 
 import dataset
+import numpy as np
 import pytest
 import torch
 from conftest import call
 from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file
 
-from utils import pipeline
+from utils import clips, pipeline
 
 CPU, SHAPE = torch.device("cpu"), (17, 32, 48)
 
@@ -26,7 +27,7 @@ def small(tmp_path_factory):
 def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("train_tiny_vae.VALIDATION_SEEDS", (100,))
     config = small / "base" / "vae"
-    args = ("train_tiny_vae", "--vae_config", config, "--shape", *SHAPE, "--producers", 1, "--pool", 2, 4,
+    args = ("train_tiny_vae", "--vae_config", config, "--shape", *SHAPE, "--pool", 2, 4,
             "--batch_size", 2, "--minutes", 0.03)  # fmt: skip
     assert call(*args, "--output_dir", tmp_path / "a") == 0
     first = load_file(tmp_path / "a" / "state.safetensors")
@@ -42,14 +43,28 @@ def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys, monkeypatch):
     assert vae.config.scaling_factor == pytest.approx(1 / deviation, rel=0.01)
 
 
-def test_pairs_of_ray_traced_scenes_are_latents_of_both_kinds(small):
-    from scene_pairs import PATHS, ScenePairs, make_pairs
+def test_pairs_of_ray_traced_scenes_are_latents_of_views_and_renders(small):
+    from scene_pairs import MOVES, VIEWS, ScenePairs, make_latents
 
-    made = make_pairs(small / "base", SHAPE, 1000, CPU)
-    assert len(made) == 2 * PATHS and all(pair.shape == (2, 64, 5, 4, 6) for pair in made)
-    assert (made[0][0] == made[2][0]).all() and (made[0][0] != made[1][0]).any()  # one source, a truth for each path
+    made = make_latents(small / "base", SHAPE, CPU, 1000, CPU)
+    assert made.shape == (2, VIEWS + 2 * len(MOVES), 64, 5, 4, 6) and (made[0] != made[1]).any()
     pipe = pipeline.load_pipeline(small / "base", small / "cognvs_ckpt_inpaint", torch.float32, CPU)
-    pairs = ScenePairs(1000, small / "base", SHAPE, 0, CPU, first=4, producers=1)
-    x0, condition, noise, timestep = dataset.training_batch(pipe, pairs, 0, 0, 0, 3, CPU, torch.float32)
+    pairs = ScenePairs(small / "base", SHAPE, 0, CPU, 1000, 1)
+    assert pairs.made % (4 * len(MOVES)) == 0
+    for (a, b), number in zip(MOVES, range(0, 2 * len(MOVES), 2), strict=True):
+        there, back = pairs.pairs[number : number + 2]
+        of = made[0][b], made[0][VIEWS + number], made[0][a], made[0][VIEWS + number + 1]
+        for got, expected in zip((*there, *back), of, strict=True):
+            np.testing.assert_allclose(got, expected, atol=0.02)
+    x0, condition, noise, timestep = dataset.training_batch(pipe, pairs, 0, 0, 0, CPU, torch.float32, 3)
     assert x0.shape == condition.shape == noise.shape == (3, 5, 32, 4, 6) and len(timestep) == 3
     assert (x0 - condition).abs().mean() > 0.01
+
+
+def test_the_views_of_a_scene_see_the_same_world(small):
+    from scene_pairs import film
+
+    first, second, _ = film(1001, (3, 48, 64), CPU)
+    render, mask = clips.render(first, clips.cameras_to(first, second), "eval")
+    assert 0.3 < mask.float().mean() < 0.99
+    assert (render[mask].float() - second.rgb[mask].float()).abs().median() < 8

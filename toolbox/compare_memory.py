@@ -149,7 +149,7 @@ def main():
     if len(renders) < 2:
         raise cli.InputError(f"{options.data_path}: got one training render; expected two or more, to hold one out")
     pairs.sequences, held.sequences = [(target, renders[:-1])], [(target, renders[-1:])]
-    samples = [dataset.training_sample(pipe, held, -1, 0, i, device, torch.bfloat16) for i in range(options.samples)]
+    samples = [dataset.training_batch(pipe, held, -1, 0, i, device, torch.bfloat16) for i in range(options.samples)]
     curves = {}
     for rate in options.learning_rates:
         curves[rate] = {mode: [] for mode in MODES}

@@ -164,7 +164,7 @@ class ClipPairs:
         self.target, *self.renders = (video.to_signed(rgb)[None] for rgb in (clip.rgb, *renders))
         self.noise = noise
 
-    def latents(self, pipe, draw, rng, device, dtype):
+    def latents(self, pipe, draw, rng, device, dtype, size):
         render = self.renders[torch.randint(len(self.renders), (), generator=draw).item()].to(device, dtype)
         x0 = pipe.encode(self.target.to(device, dtype), rng)
         return x0, pipe.encode(dataset.add_noise(render, rng) if self.noise else render, rng)
@@ -189,7 +189,7 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         for rank in range(1 if settings.identical else settings.ranks):
-            sample = dataset.training_sample(pipe, pairs, seed, rank, step, device, dtype)
+            sample = dataset.training_batch(pipe, pairs, seed, rank, step, device, dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 loss = denoising_loss(model, pipe.scheduler, *sample, embedding, rotary)
             (loss / (1 if settings.identical else settings.ranks)).backward()

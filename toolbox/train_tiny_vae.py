@@ -7,7 +7,6 @@ accelerate launch --multi_gpu --num_processes 2 toolbox/train_tiny_vae.py ...
 """
 
 import argparse
-import copy
 import functools
 import itertools
 import math
@@ -42,12 +41,10 @@ def parse_args():
     parser.add_argument("--resume", type=Path, help="state.safetensors of an earlier piece")
     parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes; each piece should have its own")
     parser.add_argument("--shape", type=int, nargs=3, default=(49, 128, 192), help="frames, height, width of a clip")
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=8e-4)
-    parser.add_argument("--pool", type=int, nargs=2, default=(100, 500), help="scenes before the first step, kept")
+    parser.add_argument("--pool", type=int, nargs=2, default=(400, 2000), help="scenes before the first step, kept")
     parser.add_argument("--refresh", type=int, default=20, help="steps after which the scenes made since then come in")
-    parser.add_argument("--producers", type=int, default=6, help="processes that ray-trace for each that trains")
-    parser.add_argument("--trace_on", help="device they use, the one that trains by default; cpu where cores abound")
     parser.add_argument("--last", action="store_true", help="piece: the learning rate falls")
     parser.add_argument("--freeze_encoder", action="store_true", help="leave the latents as they are")
     return parser.parse_args()
@@ -61,20 +58,24 @@ def make_item(shape, seed, device):
     return clip.rgb.cpu().numpy(), render.cpu().numpy()
 
 
-def draw(pool, count, frames, device):
+def to_device(items, device):
+    return [[torch.from_numpy(video).to(device) for video in item] for item in items]
+
+
+def draw(pool, count, frames):
     """Stretches of `frames` frames, two thirds of them with holes: float32 [count, 3, frames, H, W] in [-1, 1]."""
     stretches = []
     for i in range(count):
         clip = pool[torch.randint(len(pool), ())][min(i % 3, 1)]
         start = torch.randint(len(clip) - frames + 1, ())
-        stretches.append(torch.from_numpy(clip[start : start + frames]))
-    return torch.stack(stretches).to(device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        stretches.append(clip[start : start + frames])
+    return torch.stack(stretches).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
 def loss_of(vae, x):
     """L1, eight times the MSE and half the L1 of the differences between neighbours of the reconstruction's error, and
     2e-4 KL, float32 scalar. Errors in holes count less: it is enough that the latents tell where they are."""
-    posterior = vae.encode(x.bfloat16()).latent_dist
+    posterior = vae.encode(x.to(vae.dtype)).latent_dist
     known = (x > -1).any(1, keepdim=True)
     error = (vae.decode(posterior.sample()).sample.float() - x) * torch.where(known, 1, HOLE_WEIGHT)
     edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4)) / 3
@@ -106,10 +107,10 @@ def validate(vae, items):
     return torch.tensor(scores).mean(0).tolist()
 
 
-def make_vae(args):
+def make_vae(args, state=None):
     vae = AutoencoderKLCogVideoX.from_config(AutoencoderKLCogVideoX.load_config(args.vae_config))
-    if args.resume:
-        vae.load_state_dict(load_file(args.resume))
+    if state:
+        vae.load_state_dict(state)
     if args.freeze_encoder:
         vae.encoder.requires_grad_(False)
     return fast_vae.speed_up(vae)
@@ -120,29 +121,33 @@ def learning_rate(args, share):
     return args.learning_rate * min(1, share / 0.02) * (0.51 + 0.49 * math.cos(math.pi * share) if args.last else 1)
 
 
-def save(args, vae, mean, deviation):
-    """The mean of recent weights as a model in bf16, its latents scaled to deviation 1; the weights to go on from."""
+def mean_model(args, mean):
+    """The mean of recent weights as a model, in bf16 where that is fast."""
+    device = next(mean.parameters()).device
+    return make_vae(args, mean.module.state_dict()).to(device, pipeline.pick_dtype("auto", device))
+
+
+def save(args, vae, model, deviation):
+    """The weights to go on from; the mean of recent ones as a model whose latents are scaled to deviation 1."""
     args.output_dir.mkdir(parents=True, exist_ok=True)
     save_file(vae.state_dict(), args.output_dir / "state.part")
     (args.output_dir / "state.part").replace(args.output_dir / "state.safetensors")
-    model = copy.deepcopy(mean.module).bfloat16()
     model.register_to_config(scaling_factor=round(1 / deviation, 3))
-    model.save_pretrained(args.output_dir)
-    print(f"wrote {args.output_dir}")
+    model.bfloat16().save_pretrained(args.output_dir)
 
 
 class Objective(torch.nn.Module):
-    """loss_of with all arithmetic in bf16, as the VAE runs; weights and gradients stay float32."""
+    """loss_of with all arithmetic in the VAE's usual dtype; weights and gradients stay float32."""
 
-    def __init__(self, vae):
+    def __init__(self, vae, dtype):
         super().__init__()
-        self.vae = vae
+        self.vae, self.dtype = vae, dtype
 
     def forward(self, x):
         return loss_of(self.vae, x)
 
-    def half(self, x):
-        return functional_call(self, {name: p.bfloat16() for name, p in self.named_parameters()}, (x,))
+    def cast(self, x):
+        return functional_call(self, {name: p.to(self.dtype) for name, p in self.named_parameters()}, (x,))
 
 
 def flat_gradient(parameters):
@@ -161,7 +166,7 @@ def make_backward(objective, gradient, x):
 
     def backward():
         gradient.zero_()
-        loss = objective.half(x)
+        loss = objective.cast(x)
         loss.backward()
         return loss.detach()
 
@@ -190,47 +195,49 @@ def main():
     device, rank = accelerator.device, accelerator.process_index
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(args.first_seed)
-    vae = make_vae(args).to(device)
+    vae = make_vae(args, load_file(args.resume) if args.resume else None).to(device)
     torch.manual_seed(args.first_seed + rank)
     mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     parameters = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), fused=True)
     first = args.first_seed + 10_000_000 * rank
-    devices = [args.trace_on or str(device)] * args.producers
-    stream = clips.Stream(functools.partial(make_item, args.shape), first, devices)
-    pool = deque(maxlen=args.pool[1])
-    while len(pool) < args.pool[0]:
-        pool.extend(stream.take(wait=True))
+    made, stream = clips.first_and_more(functools.partial(make_item, args.shape), first, args.pool[0], device)
+    pool = deque(to_device(made, device), maxlen=args.pool[1])
     checks = validation_clips(args.shape, device)
     gradient, frames = flat_gradient(parameters), min(17, args.shape[0])
-    x = draw(pool, args.batch_size, frames, device)
-    backward = make_backward(Objective(vae), gradient, x)
+    x = draw(pool, args.batch_size, frames)
+    dtype = pipeline.pick_dtype("auto", device)
+    backward = make_backward(Objective(vae, dtype), gradient, x)
     start = shown = time.time()
     progress = tqdm(itertools.count(1), unit="step", desc="VAE", disable=rank > 0)
     for step in progress:
         if step % args.refresh == 0:
-            pool.extend(stream.take(wait=False))
+            pool.extend(to_device(stream.take(wait=False), device))
         if step % 10 == 1:  # the same share of the time for all processes
             share = torch.tensor((time.time() - start) / (60 * args.minutes), device=device)
             share = min(1, broadcast(share).item())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, share)
-        x.copy_(draw(pool, args.batch_size, frames, device))
+        x.copy_(draw(pool, args.batch_size, frames))
         loss = backward()
-        gradient.copy_(accelerator.reduce(gradient, "mean"))
+        if accelerator.num_processes > 1:
+            gradient.copy_(accelerator.reduce(gradient, "mean"))
         gradient.mul_((1 / gradient.norm().clamp(min=1e-6)).clamp(max=1))
         optimizer.step()
         mean.update_parameters(vae)
         done = share >= 1
         if rank == 0 and (done or time.time() - shown > 100):
             shown = time.time()
-            whole, known, deviation = validate(copy.deepcopy(mean.module).bfloat16(), checks)
+            model = mean_model(args, mean)
+            whole, known, deviation = validate(model, checks)
             progress.write(f"{shown - start:.0f} s, step {step}, {len(pool)} scenes kept: loss {loss.item():.4f}, PSNR "
                            f"{whole:.2f} dB, known pixels beside holes {known:.2f} dB, latents {deviation:.3f}")
+            save(args, vae, model, deviation)
         if done:
             break
+    stream.close()
     if rank == 0:
-        save(args, vae, mean, deviation)
+        print(f"wrote {args.output_dir}")
     accelerator.end_training()
 
 

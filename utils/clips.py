@@ -6,6 +6,7 @@ metres, c2w float64 [F, 4, 4], K float64 [3, 3] in pixels. Renders and truths ar
 
 import itertools
 import math
+import os
 import queue
 import time
 from random import Random
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from utils import scenes, trajectory, video, warp
 
@@ -83,9 +85,26 @@ def render(clip, cameras, mode):
 
 def truth(clip, cameras):
     """The exact view along the cameras: what the evaluation render would show if nothing had been hidden."""
-    c2w = clip.c2w[cameras.frames] @ torch.from_numpy(cameras.c2w).to(clip.c2w)
     k = torch.from_numpy(cameras.intrinsics).to(clip.k)
-    return film(clip.scene, c2w, k, *clip.depth.shape[1:], torch.from_numpy(cameras.frames))[0]
+    return film(clip.scene, moved(clip, cameras), k, *clip.depth.shape[1:], torch.from_numpy(cameras.frames))[0]
+
+
+def moved(clip, cameras):
+    """c2w of the cameras in the world."""
+    return clip.c2w[cameras.frames] @ torch.from_numpy(cameras.c2w).to(clip.c2w)
+
+
+def refilm(clip, cameras):
+    """The clip that the cameras of a path take of the same scene at the same times."""
+    c2w = moved(clip, cameras)
+    return Clip(clip.scene, *film(clip.scene, c2w, clip.k, *clip.depth.shape[1:]), c2w, clip.k)
+
+
+def cameras_to(clip, other):
+    """trajectory.Cameras that see what another clip of the same scene saw."""
+    c2w = torch.linalg.inv(clip.c2w) @ other.c2w
+    frames = len(c2w)
+    return trajectory.Cameras(c2w.cpu().numpy(), other.k.expand(frames, 3, 3).cpu().numpy(), np.arange(frames))
 
 
 def random_clip(seed, shape, device):
@@ -93,6 +112,24 @@ def random_clip(seed, shape, device):
     rng = Random(f"clip {seed}")
     focal, coarse = rng.uniform(0.8, 1.3) * shape[2], rng.uniform(*COARSE)
     return make_clip(scenes.coarsen(scenes.make_scene(seed), coarse, SOFTNESS), shape, focal, device)
+
+
+GPU_TRACERS = 4  # processes that a GPU serves before it is busy: 10 clips of 49 x 128 x 192 a second on an H100
+
+
+def first_and_more(make, first_seed, count, device):
+    """`count` items or a few more of make(seed, device), and a Stream of more that leaves the GPU to others.
+
+    The first come from seed first_seed on and are ray-traced on `device`, the others from 100,000 on, on CPU cores.
+    """
+    tracers = [str(device)] * (GPU_TRACERS if device.type == "cuda" else 1)
+    stream, items = Stream(make, first_seed, tracers), []
+    with tqdm(total=count, unit="scene", desc="tracing") as progress:
+        while len(items) < count:
+            items += stream.take(wait=True)
+            progress.update(len(items) - progress.n)
+    stream.close()
+    return items, Stream(make, first_seed + 100_000, ["cpu"] * max(1, len(os.sched_getaffinity(0)) - 3))
 
 
 class Stream:
@@ -117,6 +154,11 @@ class Stream:
             if items or not wait:
                 return items
             time.sleep(0.01)
+
+    def close(self):
+        for process in self.processes:
+            process.terminate()
+            process.join()
 
 
 def _produce(make, first, step, device, items):

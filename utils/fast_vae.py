@@ -1,16 +1,20 @@
-"""The CogVideoX VAE's spatial norm at half the cost: same function, other order."""
+"""The CogVideoX VAE in less time: same function, other order."""
 
 from types import MethodType
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d, CogVideoXSpatialNorm3D
 
 
 def speed_up(vae):
-    """Make a diffusers AutoencoderKLCogVideoX apply its 1 x 1 x 1 convolutions before upsampling, not after."""
+    """Make a diffusers AutoencoderKLCogVideoX apply its 1 x 1 x 1 convolutions before upsampling, not after, and on a
+    CPU its 3D convolutions as sums of 2D ones, for which there are good kernels."""
     for module in vae.modules():
         if isinstance(module, CogVideoXSpatialNorm3D):
             module.forward = MethodType(spatial_norm, module)
+        elif isinstance(module, CogVideoXCausalConv3d) and module.time_kernel_size > 1:
+            module.forward = MethodType(causal_conv, module)
     return vae
 
 
@@ -33,3 +37,18 @@ def repeat(x, size):
         x = x.unsqueeze(dim + 1).expand(*x.shape[: dim + 1], length // x.shape[dim], *x.shape[dim + 1 :])
         x = x.flatten(dim, dim + 1)
     return x
+
+
+def causal_conv(self, inputs, conv_cache=None):
+    """Stands in for the module's forward: the sum over time offsets of what each slice of the kernel gives."""
+    if inputs.device.type != "cpu":
+        return CogVideoXCausalConv3d.forward(self, inputs, conv_cache)
+    frames, padding = inputs.shape[2], (self.height_pad, self.width_pad)
+    x = self.fake_context_parallel_forward(inputs, conv_cache)
+    cache = x[:, :, -self.time_kernel_size + 1 :].clone()
+    x = x.permute(0, 2, 3, 4, 1).contiguous().movedim(4, 2)  # [B, T, C, H, W], channels last in memory
+    weights = self.conv.weight.unbind(2)
+    out = F.conv2d(x[:, :frames].flatten(0, 1), weights[0], self.conv.bias, padding=padding)
+    for k, weight in enumerate(weights[1:], 1):
+        out += F.conv2d(x[:, k : k + frames].flatten(0, 1), weight, padding=padding)
+    return out.unflatten(0, (-1, frames)).transpose(1, 2), cache

@@ -2,20 +2,27 @@
 
     python demo.py --model_path checkpoints/CogVideoX-5b-I2V --cognvs_ckpt_path checkpoints/cognvs_ckpt_inpaint \\
         --data_path demo_data/room --mp4_name "eval_render*.mp4"
+
+Several GPUs share the videos when it is started with accelerate launch --num_processes N demo.py ...
 """
 
 import argparse
+import contextlib
 import dataclasses
 import glob
+import itertools
+import os
 import time
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
+import numpy as np
 import torch
 
-from utils import cli, pipeline, video
+from utils import cli, pipeline, video, windows
 from utils.cli import InputError
+
+HOLE = 8  # where every channel is darker, a render without a mask file counts as a hole
 
 
 def parse_args():
@@ -34,6 +41,12 @@ def parse_args():
                         "CPUs with bf16 instructions, else fp32")
     parser.add_argument("--crf", type=int, default=10, help="H.264 quality, 0 to 51; 0 is 4:4:4, within 2 of 255")
     parser.add_argument("--fps", type=float, help="of the output; the render's own by default")
+    parser.add_argument("--fit", choices=windows.FITS, default="stretch", help="how a video of another shape meets "
+                        "the model's; stretch and pad are undone on the output, crop leaves the middle")
+    parser.add_argument("--overlap", type=int, default=13, help="frames that two windows of a video longer than "
+                        "the model's clip have in common")
+    parser.add_argument("--composite", action="store_true", help="keep known pixels from the render, with a soft edge")
+    parser.add_argument("--compare", action="store_true", help="also write source | render | output side by side")
     parser.add_argument("--output_dir", type=Path, help="<data_path>/outputs by default")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     return parser.parse_args()
@@ -58,28 +71,100 @@ def find_renders(args):
     return todo
 
 
-def read_clip(render, shape):
-    """A render as the model takes it, float32 [F, 3, H, W] in [0, 1], and how many of its frames are real."""
-    frames, height, width = shape
-    total = video.probe(render).frames
-    if total > frames:
-        print(f"warning: {render} has {total} frames; the first {frames} are used, as many as the model takes")
-    clip = video.resize(video.read_video(render, frames), height, width)
-    return torch.from_numpy(video.fit_length(clip, frames)).permute(0, 3, 1, 2) / 255, min(total, frames)
+def find_mask(render, frames):
+    """The mask file of a render, or None; InputError if it is not as long as the render."""
+    path = render.with_name(render.name.replace("render", "mask"))
+    if path == render or not path.is_file():
+        return None
+    if video.probe(path).frames != frames:
+        raise InputError(f"{path}: got {video.probe(path).frames} frames, {render.name} has {frames}; make both again "
+                         "with data_gen.py, or move it away")
+    return path
+
+
+def find_source(args, render, frames):
+    """The gt_rgb.mp4 to show beside a render with --compare, if it is as long."""
+    path = args.data_path / "gt_rgb.mp4"
+    if args.compare and path.is_file() and video.probe(path).frames == frames:
+        return path
+    if args.compare:
+        there = f"has {video.probe(path).frames} frames" if path.is_file() else "is not there"
+        print(f"note: {path} {there}, {render.name} has {frames}: compared without the source")
+    return None
+
+
+def read_items(render, mask, source, info):
+    """Iterate over (known bool [H, W], source if there is one, render uint8 [H, W, 3]) of each frame."""
+    frames, same = itertools.tee(video.iter_frames(render))
+    known = (m[..., 0] > 127 for m in video.iter_frames(mask)) if mask else ((f >= HOLE).any(2) for f in same)
+    sources = (video.resize(f[None], info.height, info.width)[0] for f in video.iter_frames(source)) if source else None
+    return zip(known, *([sources] if source else []), frames, strict=True)
+
+
+def inpaint_window(args, pipe, embedding, window, tail, number):
+    """Inpaint a window's items, going on from `tail`: float32 [n, 3, H, W] of the model's size."""
+    length, *shape = pipe.clip_shape
+    known, *_, frames = (np.stack(part) for part in zip(*window, strict=True))
+    clip = torch.from_numpy(windows.place(frames, args.fit, shape)).permute(0, 3, 1, 2) / 255  # [n, 3, H, W]
+    known = torch.from_numpy(windows.place(known * np.uint8(255), args.fit, shape))
+    clip = windows.carry_over(clip, known.view(-1, 1, *shape) == 255, tail)
+    clip = clip[torch.arange(length).clamp(max=len(clip) - 1)]  # a shorter one repeats its last frame
+    generator = torch.Generator().manual_seed(args.seed + number)
+    out = pipe.inpaint(clip, embedding, args.num_inference_steps, generator)
+    return windows.cross_fade(tail, out[: len(window)])
+
+
+def finished(args, pipe, embedding, render, source, info):
+    """Yield [source if it is shown, render, output] of the frames that each window finishes, uint8 [n, H, W, 3]."""
+    length, *shape = pipe.clip_shape
+    count = len(windows.starts(info.frames, length, args.overlap))
+    items = read_items(render, find_mask(render, info.frames), source, info)
+    tail = torch.zeros(0, 3, *shape)
+    for number, (window, done) in enumerate(windows.slide(items, info.frames, length, args.overlap)):
+        pipe.set_progress_bar_config(desc=render.stem + f" {number + 1}/{count}" * (count > 1), unit="step")
+        out = inpaint_window(args, pipe, embedding, window, tail, number)
+        tail = out[done:]
+        pixels = (out[:done] * 255).round().byte().permute(0, 2, 3, 1).numpy()  # [n, H, W, 3]
+        pixels = windows.take_back(pixels, args.fit, (info.height, info.width))
+        known, *shown = (windows.cropped(np.stack(part), args.fit, shape) for part in zip(*window[:done], strict=True))
+        if args.composite:
+            pixels = windows.composite(shown[-1], pixels, known, feather=round(info.height / 120))
+        yield [*shown, pixels]
 
 
 def inpaint_video(args, pipe, embedding, render, output):
-    """Inpaint one render and write it at the render's own size, length and rate."""
+    """Inpaint one render and write it at its own size (but for crop), length and rate; with --compare, twice."""
     start = time.time()
     info = video.probe(render)
-    clip, real = read_clip(render, pipe.clip_shape)
-    pipe.set_progress_bar_config(desc=render.stem, unit="step")
-    out = pipe.inpaint(clip, embedding, args.num_inference_steps, torch.Generator().manual_seed(args.seed))
-    pixels = (out[:real] * 255).round().byte().permute(0, 2, 3, 1).numpy()  # [F, H, W, 3]
-    info = dataclasses.replace(info, fps=Fraction(args.fps).limit_denominator(1001) if args.fps else info.fps)
-    method = cv2.INTER_AREA if pixels[0].size > 3 * info.height * info.width else cv2.INTER_CUBIC
-    video.write_video(output, video.resize(pixels, info.height, info.width, method), info, args.crf)
-    print(f"{output}: {real} frames in {time.time() - start:.1f} s{cli.peak_memory(pipe.device)}")
+    height, width = windows.output_size(args.fit, (info.height, info.width), pipe.clip_shape[1:])
+    fps = Fraction(args.fps).limit_denominator(1001) if args.fps else info.fps
+    written = dataclasses.replace(info, height=height, width=width, fps=fps)
+    source = find_source(args, render, info.frames)
+    with contextlib.ExitStack() as files:
+        writer = files.enter_context(video.VideoWriter(output, written, args.crf))
+        if args.compare:
+            wide = dataclasses.replace(written, width=width * (3 if source else 2))
+            beside = files.enter_context(video.VideoWriter(compared(output), wide, args.crf))
+        for row in finished(args, pipe, embedding, render, source, info):
+            writer.write(row[-1])
+            if args.compare:
+                beside.write(np.concatenate(row, 2))
+    print(f"{output}: {info.frames} frames in {time.time() - start:.1f} s{cli.peak_memory(pipe.device)}")
+    if args.compare:
+        print(f"{compared(output)}: {'source | ' * bool(source)}render | output")
+
+
+def compared(output):
+    """Where --compare writes."""
+    return output.with_name(f"{output.stem.removesuffix('_out')}_compare.mp4")
+
+
+def share(todo):
+    """This process's part of the videos, and its GPU, when accelerate launch has started several."""
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if ranks > 1 and torch.cuda.is_available():
+        return todo[rank::ranks], f"cuda:{os.environ['LOCAL_RANK']}"
+    return todo[rank::ranks], None
 
 
 def check_numbers(args):
@@ -87,6 +172,8 @@ def check_numbers(args):
         raise InputError(f"--num_inference_steps {args.num_inference_steps}: expected 1 to 1000")
     if not 0 <= args.crf <= 51:
         raise InputError(f"--crf {args.crf}: expected 0 (best) to 51")
+    if args.overlap < 1:
+        raise InputError(f"--overlap {args.overlap}: expected at least 1 frame, and fewer than the model's clip has")
     if args.fps is not None and not 0.1 <= args.fps <= 1000:
         raise InputError(f"--fps {args.fps}: expected 0.1 to 1000 frames a second")
     if not 0 <= args.seed < 2**63:
@@ -96,8 +183,8 @@ def check_numbers(args):
 def main():
     args = parse_args()
     check_numbers(args)
-    device = cli.pick_device(args.device)
-    todo = find_renders(args)
+    todo, device = share(find_renders(args))
+    device = cli.pick_device(args.device or device)
     if not todo:
         return
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
@@ -106,6 +193,8 @@ def main():
     dtype = pipeline.pick_dtype(args.dtype, device)
     start = time.time()
     pipe = pipeline.load_pipeline(args.model_path, weights, dtype, device)
+    if args.overlap >= pipe.clip_shape[0]:
+        raise InputError(f"--overlap {args.overlap}: expected fewer frames than the model's clip, {pipe.clip_shape[0]}")
     embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} on {device}; embedding of \"\" kept in {cache}")
     for render, output in todo:

@@ -1,6 +1,7 @@
 import hashlib
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from conftest import call
 
@@ -28,13 +29,57 @@ def digest(path):
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def test_a_pattern_and_what_is_too_long(model, renders, capsys):
-    assert demo(model, renders, "eval_render*.mp4") == 0
-    assert "eval_render2.mp4 has 20 frames; the first 17 are used" in capsys.readouterr().out
+def test_a_pattern_and_what_is_longer_than_the_model_takes(model, renders):
+    assert demo(model, renders, "eval_render*.mp4", "--crf", 0) == 0
     outputs = sorted((renders / "outputs").iterdir())
     assert [p.name for p in outputs] == ["eval_render1_out.mp4", "eval_render2_out.mp4"]
-    assert [video.probe(p).frames for p in outputs] == [17, 17]
-    assert video.read_video(outputs[0]).std() > 10
+    assert [video.probe(p).frames for p in outputs] == [17, 20]
+    whole, windows = map(video.read_video, outputs)
+    assert whole.std() > 10
+    assert np.abs(whole[:3].astype(int) - windows[:3]).mean() < 2  # before the second window begins: what one gives
+
+
+def test_composite_keeps_known_pixels_and_compare_shows_them_beside_source_and_output(model, renders):
+    frames = video.read_video(renders / "gt_rgb.mp4")
+    known = np.ones(frames.shape[:3], bool)
+    known[:, 20:40, 30:60] = False
+    info = video.probe(renders / "gt_rgb.mp4")
+    video.write_video(renders / "eval_render1.mp4", frames, info, crf=0)
+    with video.VideoWriter(renders / "eval_mask1.mp4", info, mask=True) as writer:
+        writer.write(known)
+    assert demo(model, renders, "eval_render1.mp4", "--composite", "--compare", "--crf", 0) == 0
+    out = video.read_video(renders / "outputs" / "eval_render1_out.mp4").astype(int)
+    assert np.abs(out - frames)[:, :10].max() <= 4 and np.abs(out - frames)[:, 25:35, 35:55].mean() > 20
+    beside = video.read_video(renders / "outputs" / "eval_render1_compare.mp4").astype(int)
+    source, render, shown = np.split(beside, 3, 2)
+    assert max(np.abs(source - frames).max(), np.abs(render - frames).max(), np.abs(shown - out).max()) <= 5
+
+
+def test_without_a_mask_file_dark_pixels_are_holes(model, renders):
+    frames = np.full((5, 64, 96, 3), 90, np.uint8)
+    frames[:, :, 40:] = 7
+    video.write_video(renders / "other.mp4", frames, video.VideoInfo(5, 64, 96, Fraction(20)), crf=0)
+    assert demo(model, renders, "other.mp4", "--composite", "--crf", 0) == 0
+    out = video.read_video(renders / "outputs" / "other_out.mp4").astype(int)
+    assert np.abs(out[:, :, :38] - 90).max() <= 3 and np.abs(out[:, :, 45:] - 7).mean() > 10
+
+
+@pytest.mark.parametrize("fit, size", [("stretch", (120, 214)), ("pad", (120, 214)), ("crop", (120, 180))])
+def test_every_fit_gives_the_size_it_promises(model, renders, capsys, fit, size):
+    assert demo(model, renders, "other.mp4", "--fit", fit, "--compare") == 0
+    info = video.probe(renders / "outputs" / "other_out.mp4")
+    assert (info.height, info.width, info.frames) == (*size, 5)
+    assert "gt_rgb.mp4 has 17 frames" in capsys.readouterr().out  # so it is not shown beside it
+    info = video.probe(renders / "outputs" / "other_compare.mp4")
+    assert (info.height, info.width, info.frames) == (size[0], 2 * size[1], 5)
+
+
+def test_processes_share_the_videos(model, renders, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, made in ((1, ["eval_render2_out.mp4"]), (0, ["eval_render1_out.mp4", "eval_render2_out.mp4"])):
+        monkeypatch.setenv("RANK", str(rank))
+        assert demo(model, renders, "eval_render*.mp4", "--overwrite") == 0
+        assert sorted(p.name for p in (renders / "outputs").iterdir()) == made
 
 
 def test_size_length_and_rate_are_the_renders(model, renders):
@@ -62,10 +107,11 @@ def test_one_seed_is_one_picture_and_nothing_is_replaced_unasked(model, renders,
     (["--cognvs_ckpt_path", "nowhere"], "nowhere: got no weights"),
     (["--num_inference_steps", "0"], "expected 1 to 1000"),
     (["--fps", "-1"], "--fps -1.0"),
+    (["--overlap", "17"], "--overlap 17: expected fewer frames"),
     (["--device", "cuda:99"], "--device cpu"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(model, renders, capsys, args, message):
     assert demo(model, renders, "eval_render1.mp4", *args) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-    assert not (renders / "outputs").exists()
+    assert not any((renders / "outputs").glob("*"))

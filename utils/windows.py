@@ -1,0 +1,99 @@
+"""Renders of any length and shape for a model that takes one: windows in time, a fit in space."""
+
+import itertools
+
+import cv2
+import numpy as np
+import torch
+
+from utils import video
+
+FITS = ("stretch", "pad", "crop")
+
+
+def starts(total, length, overlap):
+    """The first frame of every window of `length` frames; the last one ends with the video and may overlap more."""
+    if total <= length:
+        return [0]
+    return [*range(0, total - length, length - overlap), total - length]
+
+
+def slide(items, total, length, overlap):
+    """Yield (items of a window, how many of them come before the next window) of an iterator over `total` items."""
+    firsts, window = starts(total, length, overlap), []
+    for first, following in itertools.pairwise([*firsts, total]):
+        window += itertools.islice(items, min(first + length, total) - first - len(window))
+        yield window, following - first
+        window = window[following - first :]
+
+
+def carry_over(clip, known, tail):
+    """A window's frames [F, 3, H, W] whose holes show, where they overlap it, the last window's finished frames `tail`.
+
+    known: bool [F, 1, H, W].
+    """
+    count = len(tail)
+    return torch.cat([torch.where(known[:count], clip[:count], tail), clip[count:]])
+
+
+def cross_fade(tail, out):
+    """A window's frames [F, 3, H, W], its first ones faded over from `tail`."""
+    count = len(tail)
+    weight = torch.arange(1, count + 1)[:, None, None, None] / (count + 1)
+    return torch.cat([torch.lerp(tail, out[:count], weight), out[count:]])
+
+
+def box(fit, size, target):
+    """(top, left, height, width) of the part of the smaller frame that lies inside the larger when both are centred.
+
+    crop: the part of a source of `size` that has the shape of `target`; pad: the part of `target` that the source
+    covers. Sizes are (height, width) in pixels.
+    """
+    (h, w), (th, tw) = (size, target) if fit == "crop" else (target, size)
+    height, width = (h, max(1, round(h * tw / th))) if h * tw <= w * th else (max(1, round(w * th / tw)), w)
+    return (h - height) // 2, (w - width) // 2, height, width
+
+
+def cut(frames, part):
+    """A part (top, left, height, width) of frames [F, H, W, ...]."""
+    top, left, height, width = part
+    return frames[:, top : top + height, left : left + width]
+
+
+def cropped(frames, fit, target):
+    """What of the frames [F, H, W, ...] the model sees, at their own resolution."""
+    return cut(frames, box(fit, frames.shape[1:3], target)) if fit == "crop" else frames
+
+
+def place(frames, fit, target):
+    """Frames [F, h, w, 3] or [F, h, w] at the model's size (height, width); what `pad` leaves over is 0, a hole."""
+    if fit != "pad":
+        return video.resize(cropped(frames, fit, target), *target)
+    top, left, height, width = box(fit, frames.shape[1:3], target)
+    canvas = np.zeros((len(frames), *target, *frames.shape[3:]), frames.dtype)
+    canvas[:, top : top + height, left : left + width] = video.resize(frames, height, width)
+    return canvas
+
+
+def output_size(fit, size, target):
+    """(height, width) of the output for a source of `size` and a model of size `target`."""
+    return box(fit, size, target)[2:] if fit == "crop" else size
+
+
+def take_back(frames, fit, size):
+    """The model's frames [F, H, W, 3] at the output's size for a source of `size` (height, width)."""
+    target = frames.shape[1:3]
+    frames = cut(frames, box(fit, size, target)) if fit == "pad" else frames
+    size = output_size(fit, size, target)
+    larger = frames[0, ..., 0].size > size[0] * size[1]
+    return video.resize(frames, *size, cv2.INTER_AREA if larger else cv2.INTER_CUBIC)
+
+
+def composite(render, out, known, feather):
+    """Known pixels from the render, the others from `out`, uint8 [F, H, W, 3]; known: bool [F, H, W].
+
+    Within `feather` pixels of a hole the render fades into `out`, so that no seam shows.
+    """
+    away = np.stack([cv2.distanceTransform(k.astype(np.uint8), cv2.DIST_L2, 5) for k in known])
+    weight = np.clip(away / (feather + 1), 0, 1)[..., None]
+    return (weight * render + (1 - weight) * out).round().astype(np.uint8)

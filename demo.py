@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from utils import cli, pipeline, video, windows
+from utils import cli, pipeline, placement, speed, video, windows
 from utils.cli import InputError
 
 HOLE = 8  # where every channel is darker, a render without a mask file counts as a hole
@@ -39,6 +39,12 @@ def parse_args():
     parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 on GPUs and on "
                         "CPUs with bf16 instructions, else fp32")
+    parser.add_argument("--memory", choices=("auto", "gpu", "offload", "low"), default="auto", help="everything "
+                        "on the GPU; transformer and VAE in turns; the transformer's blocks in turns; auto: what fits")
+    parser.add_argument("--vae_tiling", choices=("auto", "on", "off"), default="auto", help="tiles take less memory "
+                        "and change pixels slightly; auto: where memory asks for it")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: faster steps after a "
+                        "start that takes longer, for many steps or clips (GPU with a C compiler)")
     parser.add_argument("--crf", type=int, default=10, help="H.264 quality, 0 to 51; 0 is 4:4:4, within 2 of 255")
     parser.add_argument("--fps", type=float, help="of the output; the render's own by default")
     parser.add_argument("--fit", choices=windows.FITS, default="stretch", help="how a video of another shape meets "
@@ -192,13 +198,17 @@ def main():
     todo[0][1].parent.mkdir(parents=True, exist_ok=True)  # what cannot be written should not wait for the pictures
     dtype = pipeline.pick_dtype(args.dtype, device)
     start = time.time()
-    pipe = pipeline.load_pipeline(args.model_path, weights, dtype, device)
+    pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
     if args.overlap >= pipe.clip_shape[0]:
         raise InputError(f"--overlap {args.overlap}: expected fewer frames than the model's clip, {pipe.clip_shape[0]}")
     embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
-    print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} on {device}; embedding of \"\" kept in {cache}")
+    where = placement.place(pipe, device, args.memory, args.vae_tiling)
+    if args.compile and speed.has_compiler():
+        speed.compile_blocks(pipe.transformer)
+    print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
     for render, output in todo:
-        inpaint_video(args, pipe, embedding.to(device), render, output)
+        with speed.attention():
+            inpaint_video(args, pipe, embedding.to(device), render, output)
 
 
 if __name__ == "__main__":

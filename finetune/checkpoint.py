@@ -111,7 +111,8 @@ def weights_to_start(args, resume):
 
 
 def prepare_weights(args, transformer, resume):
-    """Choose what is trained: all weights, or a LoRA (bf16, on every attention layer's projections) that is added."""
+    """Choose what is trained: all weights, or a LoRA on every attention layer's projections that is added."""
+    dtype = transformer.dtype
     if args.training_type == "sft":
         return transformer.requires_grad_(True)
     if resume:
@@ -123,7 +124,7 @@ def prepare_weights(args, transformer, resume):
         transformer.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.lora_alpha, target_modules=LORA_LAYERS))
     for name, p in transformer.named_parameters():
         p.requires_grad_("lora_" in name)
-        p.data = p.data.bfloat16()
+        p.data = p.data.to(dtype)
     return transformer
 
 

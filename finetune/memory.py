@@ -10,11 +10,10 @@ import os
 
 import checkpoint
 import dataset
-import speed
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from utils import pipeline
+from utils import cli, pipeline, placement, speed
 from utils.cli import InputError
 
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
@@ -26,6 +25,12 @@ KEPT, WORK = 20, 28  # activations: of a block that is not recomputed, and of th
 def engine(args):
     """What runs the optimizer in the mode asked for."""
     return DeepSpeed(args) if args.memory.startswith("zero2") else Single(args)
+
+
+def dtype(args):
+    """Of weights and arithmetic: bf16; with zero2 float32 on a CPU that has no instructions for bf16."""
+    device = cli.pick_device()
+    return pipeline.pick_dtype("auto", device) if args.memory.startswith("zero2") else torch.bfloat16
 
 
 def needs(args, ranks):
@@ -95,7 +100,7 @@ def choose_tiling(args, pipe, transformer, ranks, device):
     if device.type == "cuda":
         states = states_to_come(args, transformer, ranks) / (2 if args.memory == "single" else 1)
         frames, height, width = pipe.clip_shape
-        pixel = pipeline.UNTILED_BYTES_PER_PIXEL if args.do_validation else ENCODING  # validation decodes too
+        pixel = placement.UNTILED if args.do_validation else ENCODING  # validation decodes too
         fits = free(args, device) - states >= pixel * frames * height * width
         pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
 
@@ -196,6 +201,7 @@ def make_accelerator(args):
     if not config.get("bf16", {}).get("enabled") or "optimizer" in config or "scheduler" in config:
         raise InputError("the DeepSpeed JSON must enable bf16 and name no optimizer or scheduler: those are set in "
                          "finetune_cognvs.sh")
+    config["bf16"]["enabled"] = dtype(args) == torch.bfloat16
     config |= {"train_micro_batch_size_per_gpu": args.batch_size, "gradient_clipping": args.max_grad_norm,
                "gradient_accumulation_steps": args.gradient_accumulation_steps}  # fmt: skip
     if args.memory == "zero2_offload":

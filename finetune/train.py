@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkpoint
 import dataset
 import memory
-import speed
 from loss import denoising_loss
 
-from utils import cli, metrics, pipeline, video
+from utils import cli, metrics, pipeline, speed, video
 from utils.cli import InputError
 
 LOG_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loss_of_each_rank")
@@ -117,7 +116,7 @@ def prepare(args):
     check(args)
     memory.check_needs(args, args.prepare_for)
     config = json.loads((pipeline.find_weights(args.transformer_id) / "config.json").read_text())
-    pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], torch.bfloat16)
+    pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))
 
 
 def set_steps(args, ranks):
@@ -253,9 +252,10 @@ def train(args):
     memory.limit(args, device)
     set_steps(args, engine.ranks)
     start, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
-    pipe = pipeline.load_pipeline(args.model_path, checkpoint.weights_to_start(args, resume), torch.bfloat16, device)
+    dtype = memory.dtype(args)
+    pipe = pipeline.load_pipeline(args.model_path, checkpoint.weights_to_start(args, resume), dtype, device)
     pipe.set_progress_bar_config(disable=True)
-    embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, torch.bfloat16)
+    embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     embedding, rotary = embedding.to(device), pipe.rotary_embedding(device)
     pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank, device)
 

@@ -88,3 +88,11 @@ def test_psnr_is_masked():
     assert metrics.masked_psnr(a, b, mask)["holes"] == pytest.approx(20)
     assert metrics.masked_psnr(a, b, mask)["all"] == pytest.approx(20 + 10 * np.log10(2))
     assert np.isnan(metrics.psnr(a, b, np.zeros_like(mask)))
+
+
+def test_the_inference_benchmark_prints_a_row_a_placement(capsys):
+    assert call("benchmark", "inference", "--size", "tiny", "--steps", 4, "--device", "cpu", "--placements", "gpu",
+                "gpu,compile") == 0  # fmt: skip
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| gpu")]
+    assert [row[0] for row in rows] == ["| gpu", "| gpu,compile"]
+    assert all(float(total) > 0 for *_, total, _ in rows)

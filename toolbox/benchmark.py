@@ -2,8 +2,11 @@
 
     python toolbox/benchmark.py data_gen
     python toolbox/benchmark.py finetune --modes single single_fused lora:single
+    python toolbox/benchmark.py inference --placements gpu gpu,compile offload low
 
 data_gen: the warp alone, beside a straightforward implementation, and whole commands, at 49 x 480 x 854.
+inference: the pipeline of demo.py on random weights of the real size, made on the GPU. After a clip that warms up, one
+           at --steps and one at twice that, so that a step's time is their difference.
 finetune: finetune_cognvs.sh on random weights of the real size (32 GB of disk); steady is the second half of the steps.
 """
 
@@ -24,8 +27,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import make_tiny_checkpoint
+
 import data_gen
-from utils import cli, pipeline, sequence, trajectory, video
+from utils import cli, pipeline, placement, sequence, speed, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -194,6 +199,53 @@ def bench_finetune(args):
               f"{seconds:.0f} |", flush=True)
 
 
+def random_pipeline(device, size):
+    """The pipeline with random weights in bf16, drawn on `device` and left in host memory."""
+    shape = argparse.Namespace(size=size, frames=49, height=None, width=None)
+    transformer, vae, _ = make_tiny_checkpoint.configs(shape)
+    scheduler = pipeline.CogVideoXDPMScheduler.from_config(make_tiny_checkpoint.SCHEDULER, timestep_spacing="trailing")
+    torch.set_default_dtype(torch.bfloat16)
+    with device:
+        vae = pipeline.AutoencoderKLCogVideoX.from_config(vae)
+        transformer = pipeline.CogVideoXTransformer3DModel.from_config(transformer)
+    torch.set_default_dtype(torch.float32)
+    pipe = pipeline.CogNVSPipeline(None, None, pipeline.fast_vae.speed_up(vae), transformer, scheduler).to("cpu")
+    pipe.vae.requires_grad_(False).eval(), pipe.transformer.requires_grad_(False).eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def time_inference(pipe, device, steps):
+    """Seconds of a clip of `steps` denoising steps, with encoding and decoding."""
+    frames, height, width = pipe.clip_shape
+    text = pipe.transformer.config.max_text_seq_length, pipe.transformer.config.text_embed_dim
+    clip, embedding = torch.rand(frames, 3, height, width), torch.randn(1, *text).to(device, pipe.dtype)
+    begin = time.perf_counter()
+    with speed.attention():
+        pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(0))  # its result is on the CPU
+    return time.perf_counter() - begin
+
+
+def bench_inference(args, device):
+    print("| placement | s a step | encoding and decoding, s | 50 steps, s | peak GiB |")
+    print("| --- | --- | --- | --- | --- |")
+    for name in args.placements:
+        mode, *extras = name.split(",")
+        pipe = random_pipeline(device, args.size)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        placement.place(pipe, device, mode)
+        if "compile" in extras and speed.has_compiler():
+            speed.compile_blocks(pipe.transformer)
+        time_inference(pipe, device, 1)
+        few, many = (time_inference(pipe, device, count) for count in (args.steps, 2 * args.steps))
+        step = (many - few) / args.steps
+        rest = few - step * args.steps
+        peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}" if device.type == "cuda" else "-"
+        print(f"| {name} | {step:.3f} | {rest:.2f} | {rest + 50 * step:.1f} | {peak} |", flush=True)
+
+
 def flops(weights):
     """Operations of one forward pass of one clip, counted without computing."""
     with torch.device("meta"):
@@ -210,10 +262,13 @@ def flops(weights):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("what", choices=("data_gen", "finetune"))
+    parser.add_argument("what", choices=("data_gen", "inference", "finetune"))
     parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/cognvs_benchmark"), help="for random models")
     parser.add_argument("--modes", nargs="+", default=["single", "single_fused", "lora:single"])
+    parser.add_argument("--placements", nargs="+", default=["gpu", "gpu,compile", "offload", "low"], help="--memory of "
+                        "demo.py, with ,compile")
+    parser.add_argument("--size", choices=make_tiny_checkpoint.SIZES, default="5b", help="of the model, for inference")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of finetune_cognvs.sh")
     args = parser.parse_args()
@@ -222,7 +277,10 @@ def main():
     device = cli.pick_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     print(f"{name}, torch {torch.__version__}\n")
-    bench_finetune(args) if args.what == "finetune" else bench_data_gen(device)
+    if args.what == "data_gen":
+        bench_data_gen(device)
+    else:
+        bench_finetune(args) if args.what == "finetune" else bench_inference(args, device)
 
 
 if __name__ == "__main__":

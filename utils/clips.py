@@ -118,9 +118,9 @@ GPU_TRACERS = 4  # processes that a GPU serves before it is busy: 10 clips of 49
 
 
 def first_and_more(make, first_seed, count, device):
-    """`count` items or a few more of make(seed, device), and a Stream of more that leaves the GPU to others.
+    """`count` items or a few more of make(seed, device), from seed first_seed on, and a Stream of more of them.
 
-    The first come from seed first_seed on and are ray-traced on `device`, the others from 100,000 on, on CPU cores.
+    Those of a GPU come to an end, so that it is free to train; the others come from CPU cores, from 100,000 later on.
     """
     tracers = [str(device)] * (GPU_TRACERS if device.type == "cuda" else 1)
     stream, items = Stream(make, first_seed, tracers), []
@@ -128,6 +128,8 @@ def first_and_more(make, first_seed, count, device):
         while len(items) < count:
             items += stream.take(wait=True)
             progress.update(len(items) - progress.n)
+    if device.type == "cpu":
+        return items, stream
     stream.close()
     return items, Stream(make, first_seed + 100_000, ["cpu"] * max(1, len(os.sched_getaffinity(0)) - 3))
 

@@ -21,10 +21,6 @@ from safetensors.torch import save_file
 from utils import fast_vae, video
 from utils.cli import InputError
 
-# What the untiled VAE needs beside the weights, measured at 49 x 480 x 720 in bf16. With less free it works in tiles.
-UNTILED_BYTES_PER_PIXEL = 16 * 2**30 / (49 * 480 * 720)
-
-
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 
 
@@ -184,7 +180,7 @@ def reconstruct(vae, rgb):
     return latents, (y.float().clamp(-1, 1).permute(1, 2, 3, 0) / 2 + 0.5).cpu().numpy()
 
 
-def load_pipeline(model_path, weights, dtype, device):
+def load_pipeline(model_path, weights, dtype, device="cpu"):
     """The pipeline of the base's VAE and scheduler and the transformer of `weights`; no text encoder is loaded."""
     vae = load_vae(model_path, dtype)
     transformer = load_transformer(Path(weights), dtype)
@@ -192,13 +188,7 @@ def load_pipeline(model_path, weights, dtype, device):
         raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "
                          f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")
     scheduler = CogVideoXDPMScheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
-    pipe = CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
-    frames, height, width = pipe.clip_shape
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-        if free < UNTILED_BYTES_PER_PIXEL * frames * height * width * dtype.itemsize / 2:
-            vae.enable_tiling()
-    return pipe
+    return CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
 
 
 def pick_dtype(name, device):

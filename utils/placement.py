@@ -1,0 +1,77 @@
+"""Where the model's parts live while it inpaints: --memory and --vae_tiling of demo.py.
+
+    gpu      everything on the GPU
+    offload  the transformer and the VAE take turns on the GPU
+    low      the transformer's blocks take turns, the next one copied while one works; the VAE works in tiles
+"""
+
+import torch
+
+from utils.cli import InputError
+
+GIB = 2**30
+PLANS = (("gpu", False), ("gpu", True), ("offload", False), ("offload", True), ("low", True))  # mode, VAE in tiles
+# Beside the weights, at 49 x 480 x 720 in bf16. The untiled VAE's was measured; the others are arithmetic from it.
+PIXELS = 49 * 480 * 720
+UNTILED, TILED, WORK = 16 * GIB / PIXELS, 4.5 * GIB / PIXELS, 2 * GIB / PIXELS  # of the VAE; of the transformer
+
+
+def size(model):
+    """Bytes of a model's weights."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def need(pipe, mode, tiled):
+    """Bytes of GPU memory that inpainting a clip takes, about."""
+    frames, height, width = pipe.clip_shape
+    pixels = frames * height * width * pipe.dtype.itemsize / 2
+    transformer, vae, work = size(pipe.transformer), size(pipe.vae), WORK * pixels
+    coding = (TILED if tiled else UNTILED) * pixels
+    if mode == "gpu":
+        return transformer + vae + max(work, coding)
+    if mode == "offload":
+        return max(transformer + work, vae + coding)
+    blocks = 3 * transformer / pipe.transformer.config.num_layers  # one at work, the next, and what is in no block
+    return blocks + vae + max(work, coding)
+
+
+def choose(pipe, mode, tiling, free):
+    """The first of PLANS that is allowed and fits in `free` bytes, or the last that is allowed.
+
+    mode: auto, gpu, offload or low; tiling: auto, on or off. Raises InputError where they exclude each other.
+    """
+    plans = [plan for plan in PLANS if mode in ("auto", plan[0]) and tiling in ("auto", "on" if plan[1] else "off")]
+    if not plans:
+        raise InputError(f"--memory {mode} has the VAE work in tiles; got --vae_tiling {tiling}, give auto or on")
+    return next((plan for plan in plans if need(pipe, *plan) <= free), plans[-1])
+
+
+def place(pipe, device, mode="auto", tiling="auto"):
+    """Put a pipeline's parts where they are to live; returns a line that says where and why.
+
+    Raises InputError for offload and low without a GPU.
+    """
+    if device.type != "cuda":
+        if mode in ("offload", "low"):
+            raise InputError(f"--memory {mode} is for GPUs, got {device}; give auto")
+        pipe.vae.enable_tiling() if tiling == "on" else pipe.vae.disable_tiling()
+        pipe.to(device)
+        return f"on {device}"
+    free = torch.cuda.mem_get_info(device)[0]
+    mode, tiled = choose(pipe, mode, tiling, free)
+    pipe.vae.enable_tiling() if tiled else pipe.vae.disable_tiling()
+    if mode == "gpu":
+        pipe.to(device)
+    elif mode == "offload":
+        pipe.enable_model_cpu_offload(device=device)
+    else:
+        offload_blocks(pipe, device)
+    return (f"on {device}, memory={mode}, VAE {'in tiles' if tiled else 'untiled'}: about "
+            f"{need(pipe, mode, tiled) / GIB:.1f} of {free / GIB:.1f} GiB free")  # fmt: skip
+
+
+def offload_blocks(pipe, device):
+    """Keep the transformer's blocks in host memory, each copied to the device when its turn comes."""
+    pipe.vae.to(device)
+    pipe.transformer.enable_group_offload(device, torch.device("cpu"), "block_level", num_blocks_per_group=1,
+                                          use_stream=device.type == "cuda")  # fmt: skip

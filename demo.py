@@ -66,36 +66,38 @@ def find_renders(args):
     if not renders:
         raise InputError(f"{exact}: no such render; make them with data_gen.py --mode eval")
     output_dir = args.output_dir or args.data_path / "outputs"
+    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
     todo = []
-    for render in renders:
-        video.probe(render)
+    for render in renders[rank::ranks]:  # this process's share, if accelerate launch has started several
+        find_mask(render)
         output = output_dir / f"{render.stem}_out.mp4"
-        if output.exists() and not args.overwrite:
-            print(f"{output} exists and is kept; --overwrite replaces it")
+        there = [path for path in (output, compared(output)) if path.exists() and (path == output or args.compare)]
+        if there and not args.overwrite:
+            print(f"{there[0]} exists and is kept; --overwrite replaces it")
         else:
             todo.append((render, output))
     return todo
 
 
-def find_mask(render, frames):
-    """The mask file of a render, or None; InputError if it is not as long as the render."""
-    path = render.with_name(render.name.replace("render", "mask"))
+def find_mask(render):
+    """The mask file of a render, or None; InputError if it does not fit the render."""
+    info, path = video.probe(render), render.with_name("mask".join(render.name.rsplit("render", 1)))
     if path == render or not path.is_file():
         return None
-    if video.probe(path).frames != frames:
-        raise InputError(f"{path}: got {video.probe(path).frames} frames, {render.name} has {frames}; make both again "
-                         "with data_gen.py, or move it away")
+    mask = video.probe(path)
+    if (mask.frames, mask.height, mask.width) != (info.frames, info.height, info.width):
+        raise InputError(f"{path}: got {mask.frames} x {mask.height} x {mask.width}, {render.name} has {info.frames} x "
+                         f"{info.height} x {info.width}; make both again with data_gen.py, or move the mask away")
     return path
 
 
-def find_source(args, render, frames):
-    """The gt_rgb.mp4 to show beside a render with --compare, if it is as long."""
-    path = args.data_path / "gt_rgb.mp4"
-    if args.compare and path.is_file() and video.probe(path).frames == frames:
+def find_source(data_path, info):
+    """The gt_rgb.mp4 to show beside a render, if it is as long."""
+    path = data_path / "gt_rgb.mp4"
+    frames = video.probe(path).frames if path.is_file() else "no"
+    if frames == info.frames:
         return path
-    if args.compare:
-        there = f"has {video.probe(path).frames} frames" if path.is_file() else "is not there"
-        print(f"note: {path} {there}, {render.name} has {frames}: compared without the source")
+    print(f"note: {path} has {frames} frames, the render {info.frames}: compared without the source")
     return None
 
 
@@ -115,7 +117,7 @@ def inpaint_window(args, pipe, embedding, window, tail, number):
     known = torch.from_numpy(windows.place(known * np.uint8(255), args.fit, shape))
     clip = windows.carry_over(clip, known.view(-1, 1, *shape) == 255, tail)
     clip = clip[torch.arange(length).clamp(max=len(clip) - 1)]  # a shorter one repeats its last frame
-    generator = torch.Generator().manual_seed(args.seed + number)
+    generator = torch.Generator().manual_seed((args.seed + (number << 32)) % 2**63)  # the first window's is the seed
     out = pipe.inpaint(clip, embedding, args.num_inference_steps, generator)
     return windows.cross_fade(tail, out[: len(window)])
 
@@ -124,7 +126,7 @@ def finished(args, pipe, embedding, render, source, info):
     """Yield [source if it is shown, render, output] of the frames that each window finishes, uint8 [n, H, W, 3]."""
     length, *shape = pipe.clip_shape
     count = len(windows.starts(info.frames, length, args.overlap))
-    items = read_items(render, find_mask(render, info.frames), source, info)
+    items = read_items(render, find_mask(render), source, info)
     tail = torch.zeros(0, 3, *shape)
     for number, (window, done) in enumerate(windows.slide(items, info.frames, length, args.overlap)):
         pipe.set_progress_bar_config(desc=render.stem + f" {number + 1}/{count}" * (count > 1), unit="step")
@@ -138,14 +140,14 @@ def finished(args, pipe, embedding, render, source, info):
         yield [*shown, pixels]
 
 
-def inpaint_video(args, pipe, embedding, render, output):
+def inpaint_video(args, pipe, embedding, device, render, output):
     """Inpaint one render and write it at its own size (but for crop), length and rate; with --compare, twice."""
     start = time.time()
     info = video.probe(render)
     height, width = windows.output_size(args.fit, (info.height, info.width), pipe.clip_shape[1:])
     fps = Fraction(args.fps).limit_denominator(1001) if args.fps else info.fps
     written = dataclasses.replace(info, height=height, width=width, fps=fps)
-    source = find_source(args, render, info.frames)
+    source = find_source(args.data_path, info) if args.compare else None
     with contextlib.ExitStack() as files:
         writer = files.enter_context(video.VideoWriter(output, written, args.crf))
         if args.compare:
@@ -155,7 +157,7 @@ def inpaint_video(args, pipe, embedding, render, output):
             writer.write(row[-1])
             if args.compare:
                 beside.write(np.concatenate(row, 2))
-    print(f"{output}: {info.frames} frames in {time.time() - start:.1f} s{cli.peak_memory(pipe.device)}")
+    print(f"{output}: {info.frames} frames in {time.time() - start:.1f} s{cli.peak_memory(device)}")
     if args.compare:
         print(f"{compared(output)}: {'source | ' * bool(source)}render | output")
 
@@ -163,14 +165,6 @@ def inpaint_video(args, pipe, embedding, render, output):
 def compared(output):
     """Where --compare writes."""
     return output.with_name(f"{output.stem.removesuffix('_out')}_compare.mp4")
-
-
-def share(todo):
-    """This process's part of the videos, and its GPU, when accelerate launch has started several."""
-    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if ranks > 1 and torch.cuda.is_available():
-        return todo[rank::ranks], f"cuda:{os.environ['LOCAL_RANK']}"
-    return todo[rank::ranks], None
 
 
 def check_numbers(args):
@@ -189,8 +183,12 @@ def check_numbers(args):
 def main():
     args = parse_args()
     check_numbers(args)
-    todo, device = share(find_renders(args))
-    device = cli.pick_device(args.device or device)
+    several = torch.cuda.is_available() and "LOCAL_RANK" in os.environ and args.device in (None, "cuda")
+    device = cli.pick_device(f"cuda:{os.environ['LOCAL_RANK']}" if several else args.device)
+    if args.compile and (device.type != "cuda" or not speed.has_compiler() or args.memory == "low"):
+        raise InputError(f"--compile on {device}, --memory {args.memory}: needs a CUDA GPU, a C compiler with Python's "
+                         "headers, and a --memory that keeps the transformer whole; leave it out")
+    todo = find_renders(args)
     if not todo:
         return
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
@@ -203,12 +201,12 @@ def main():
         raise InputError(f"--overlap {args.overlap}: expected fewer frames than the model's clip, {pipe.clip_shape[0]}")
     embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     where = placement.place(pipe, device, args.memory, args.vae_tiling)
-    if args.compile and speed.has_compiler():
+    if args.compile and "memory=low" not in where:
         speed.compile_blocks(pipe.transformer)
     print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
     for render, output in todo:
         with speed.attention():
-            inpaint_video(args, pipe, embedding.to(device), render, output)
+            inpaint_video(args, pipe, embedding.to(device), device, render, output)
 
 
 if __name__ == "__main__":

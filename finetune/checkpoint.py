@@ -77,8 +77,7 @@ def make_mean(transformer, decay, step=0, folder=None):
     from diffusers.training_utils import EMAModel
 
     model = transformer if folder is None else type(transformer).from_pretrained(folder, local_files_only=True)
-    mean = EMAModel([p.detach().to(transformer.device, torch.float32) for p in model.parameters()], decay=decay,
-                    foreach=True)
+    mean = EMAModel([p.detach().to(transformer.device, torch.float32) for p in model.parameters()], decay=decay)
     mean.optimization_step = step
     return mean
 

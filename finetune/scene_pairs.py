@@ -37,13 +37,13 @@ class ScenePairs:
         return f"{self.made} training pairs of ray-traced scenes so far"
 
     def add(self, scenes):
-        """Take in what make_latents made: pairs of (target, render)."""
+        """Take in what make_latents made: pairs of (target, render), the oldest ones making room."""
         for latents in scenes:
             for own in torch.from_numpy(latents).to(self.device):
                 for (a, b), there, back in zip(MOVES, own[VIEWS::2], own[VIEWS + 1 :: 2], strict=True):
                     self.pairs += [(own[b], there), (own[a], back)]
                     self.made += 2
-        self.pairs = self.pairs[-(KEPT_BYTES // self.pairs[0][0].nbytes) :]
+                self.pairs = self.pairs[-(KEPT_BYTES * 2 * len(MOVES) // own.nbytes) :]
 
     def latents(self, pipe, draw, rng, device, dtype, size=1):
         """(x0, condition) of pairs drawn by `draw`, sampled from their posteriors by `rng`, [size, f, C, h, w]."""

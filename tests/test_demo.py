@@ -3,6 +3,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from conftest import call
 
 from utils import video
@@ -75,11 +76,56 @@ def test_every_fit_gives_the_size_it_promises(model, renders, capsys, fit, size)
 
 
 def test_processes_share_the_videos(model, renders, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank, made in ((1, ["eval_render2_out.mp4"]), (0, ["eval_render1_out.mp4", "eval_render2_out.mp4"])):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank, made in enumerate((["eval_render1_out.mp4"], ["eval_render2_out.mp4"], [])):
         monkeypatch.setenv("RANK", str(rank))
-        assert demo(model, renders, "eval_render*.mp4", "--overwrite") == 0
-        assert sorted(p.name for p in (renders / "outputs").iterdir()) == made
+        assert demo(model, renders, "eval_render*.mp4", "--output_dir", renders / str(rank)) == 0
+        assert [p.name for p in (renders / str(rank)).glob("*")] == made
+
+
+def test_a_model_that_changes_nothing_gives_a_long_video_back(model, renders, monkeypatch):
+    seen = []
+
+    def echo(pipe, clip, embedding, steps, generator):
+        seen.append(generator.initial_seed())
+        return clip
+
+    monkeypatch.setattr("utils.pipeline.CogNVSPipeline.inpaint", echo)
+    assert demo(model, renders, "eval_render2.mp4", "--crf", 0, "--fit", "pad", "--composite") == 0
+    out = video.read_video(renders / "outputs" / "eval_render2_out.mp4").astype(int)
+    assert np.abs(out - video.read_video(renders / "eval_render2.mp4")).max() <= 4 and seen[0] == 42 and seen[1] != 42
+
+
+def test_the_second_window_goes_on_from_the_first(model, renders, monkeypatch):
+    """A model that paints holes, in each window another grey: no jump, and the second sees what the first painted."""
+    frames = np.full((20, 64, 96, 3), 200, np.uint8)
+    frames[:, :, 40:] = 0
+    video.write_video(renders / "other.mp4", frames, video.VideoInfo(20, 64, 96, Fraction(20)), crf=0)
+    clips = []
+
+    def paint(pipe, clip, embedding, steps, generator):
+        clips.append(clip)
+        return torch.where(clip < 0.1, 0.3 * len(clips), clip)
+
+    monkeypatch.setattr("utils.pipeline.CogNVSPipeline.inpaint", paint)
+    assert demo(model, renders, "other.mp4", "--crf", 0, "--overlap", 10) == 0
+    assert (clips[1][:14, :, :, 50:] == 0.3).all() and (clips[1][14:, :, :, 50:] < 0.1).all()  # 14 are in both
+    grey = video.read_video(renders / "outputs" / "other_out.mp4")[:, 30, 70, 0] / 255
+    assert np.abs(grey[:17] - 0.3).max() < 0.02 and np.abs(grey[17:] - 0.6).max() < 0.02
+
+
+def test_a_frame_alone_is_a_video(model, renders):
+    frame = np.full((1, 64, 96, 3), 90, np.uint8)
+    video.write_video(renders / "other.mp4", frame, video.VideoInfo(1, 64, 96, Fraction(20)))
+    assert demo(model, renders, "other.mp4") == 0
+    assert video.probe(renders / "outputs" / "other_out.mp4").frames == 1
+
+
+def test_a_mask_of_another_video_is_refused(model, renders, capsys):
+    with video.VideoWriter(renders / "eval_mask1.mp4", video.VideoInfo(17, 32, 48, Fraction(20)), mask=True) as writer:
+        writer.write(np.ones((17, 32, 48), bool))
+    assert demo(model, renders, "eval_render1.mp4", "--composite") == 2
+    assert "eval_mask1.mp4: got 17 x 32 x 48, eval_render1.mp4 has 17 x 64 x 96" in capsys.readouterr().err
 
 
 def test_size_length_and_rate_are_the_renders(model, renders):
@@ -107,6 +153,8 @@ def test_one_seed_is_one_picture_and_nothing_is_replaced_unasked(model, renders,
     (["--cognvs_ckpt_path", "nowhere"], "nowhere: got no weights"),
     (["--num_inference_steps", "0"], "expected 1 to 1000"),
     (["--fps", "-1"], "--fps -1.0"),
+    (["--compile"], "--compile on cpu"),
+    (["--memory", "low"], "--memory low is for GPUs"),
     (["--overlap", "17"], "--overlap 17: expected fewer frames"),
     (["--device", "cuda:99"], "--device cpu"),
 ])  # fmt: skip

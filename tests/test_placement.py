@@ -48,6 +48,7 @@ def test_blocks_that_take_turns_make_the_same_picture(model):
     for pipe in (load(), load()):
         if pictures:
             placement.offload_blocks(pipe, CPU)
+            assert all(hasattr(block, "_diffusers_hook") for block in pipe.transformer.transformer_blocks)
         pictures.append(pipe.inpaint(clip, embedding, 2, torch.Generator().manual_seed(1)))
     assert torch.equal(*pictures)
 
@@ -60,6 +61,8 @@ def test_every_plan_makes_the_same_picture_on_a_gpu(model, mode):
         pipe = pipeline.load_pipeline(model / "base", model / "cognvs_ckpt_inpaint", torch.float32)
         said = placement.place(pipe, device, name, "on" if tiled else "off")
         assert f"memory={name}" in said
+        on_gpu = {p.device.type == "cuda" for p in pipe.transformer.transformer_blocks.parameters()}
+        assert on_gpu == {name == "gpu"}
         frames, height, width = pipe.clip_shape
         clip = torch.rand(frames, 3, height, width, generator=torch.Generator().manual_seed(0))
         embedding = pipeline.empty_prompt(model / "base", 8, torch.float32)[0].to(device)

@@ -42,7 +42,7 @@ def test_fits_keep_the_shape_of_things_and_are_undone(size):
         seen = windows.cropped(frames, fit, (480, 720))
         assert placed.shape == (1, 480, 720, 3) and back.shape == seen.shape
         assert back.shape[1:3] == windows.output_size(fit, size, (480, 720))
-        assert np.abs(back - seen).mean() < 0.01 * max(size)
+        assert np.abs(back - seen).mean() < 0.5 + 0.5 * max(size[0] / 480, size[1] / 720)  # pixels of the source
         inside = placed[0, ..., 2] > 250
         assert inside.all() == (fit != "pad" or size == (480, 720))
         if fit != "stretch":  # as many pixels of the source to one of the model's, down as to the right

@@ -26,7 +26,7 @@ import memory
 import train
 from loss import denoising_loss
 
-from utils import cli, pipeline
+from utils import cli, pipeline, placement
 
 SCRIPT = Path(__file__).resolve().parents[1] / "finetune" / "finetune_cognvs.sh"
 MODES = ("float32", "single", "single_fused", "not rounded")
@@ -141,7 +141,8 @@ def main():
         raise cli.InputError(f"--seeds {options.seeds}: expected two or more, for a range")
     device = cli.pick_device()
     weights = pipeline.find_weights(options.cognvs_ckpt_path)
-    pipe = pipeline.load_pipeline(options.model_path, weights, torch.bfloat16, device)
+    pipe = pipeline.load_pipeline(options.model_path, weights, torch.bfloat16)
+    placement.place(pipe, device, "gpu")
     length = pipe.transformer.config.max_text_seq_length
     embedding = pipeline.empty_prompt(options.model_path, length, torch.bfloat16)[0].to(device)
     pairs, held = (dataset.Pairs(options.data_path, pipe.clip_shape) for _ in range(2))

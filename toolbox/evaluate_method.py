@@ -27,7 +27,7 @@ from checkpoint import LORA_LAYERS
 from loss import denoising_loss
 from train import learning_rate
 
-from utils import cli, clips, fusion, metrics, pipeline, shifted_scenes, trajectory, video
+from utils import cli, clips, fusion, metrics, pipeline, placement, shifted_scenes, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_SEED = {"choose": 100, "report": 500}  # scenes to choose settings on, and scenes for the numbers that are told
@@ -293,7 +293,8 @@ def main():
     device = cli.pick_device(args.device)
     dtype = pipeline.pick_dtype("auto", device)
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
-    pipe = pipeline.load_pipeline(args.model_path, weights, dtype, device)
+    pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
+    placement.place(pipe, device, "gpu")
     pipe.set_progress_bar_config(disable=True)
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     embedding = embedding.to(device)

@@ -116,11 +116,13 @@ def random_clip(seed, shape, device):
 
 GPU_TRACERS = 4  # processes that a GPU serves before it is busy: 10 clips of 49 x 128 x 192 a second on an H100
 
+CPU_TRACERS = 8
+
 
 def first_and_more(make, first_seed, count, device):
     """`count` items or a few more of make(seed, device), from seed first_seed on, and a Stream of more of them.
 
-    Those of a GPU come to an end, so that it is free to train; the others come from CPU cores, from 100,000 later on.
+    A GPU traces only the first ones, so that it is free to train; the others, from 100,000 on, are traced on the CPU.
     """
     tracers = [str(device)] * (GPU_TRACERS if device.type == "cuda" else 1)
     stream, items = Stream(make, first_seed, tracers), []
@@ -131,7 +133,8 @@ def first_and_more(make, first_seed, count, device):
     if device.type == "cpu":
         return items, stream
     stream.close()
-    return items, Stream(make, first_seed + 100_000, ["cpu"] * max(1, len(os.sched_getaffinity(0)) - 3))
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 3
+    return items, Stream(make, first_seed + 100_000, ["cpu"] * min(max(1, cores), CPU_TRACERS))
 
 
 class Stream:
@@ -165,6 +168,7 @@ class Stream:
 
 def _produce(make, first, step, device, items):
     torch.set_num_threads(1)
+    items.cancel_join_thread()  # or its thread would wait for ever for a parent that was killed
     parent = torch.multiprocessing.parent_process()
     with torch.no_grad():
         for seed in itertools.count(first, step):

@@ -1,7 +1,7 @@
 """Where the model's parts live while it inpaints: --memory and --vae_tiling of demo.py.
 
     gpu      everything on the GPU
-    offload  the transformer and the VAE take turns on the GPU
+    offload  the transformer comes to the GPU for its denoising alone
     low      the transformer's blocks take turns, the next one copied while one works; the VAE works in tiles
 """
 
@@ -9,7 +9,7 @@ import torch
 
 from utils.cli import InputError
 
-GIB = 2**30
+GIB, MARGIN = 2**30, 0.95  # of the free memory, to be used
 PLANS = (("gpu", False), ("gpu", True), ("offload", False), ("offload", True), ("low", True))  # mode, VAE in tiles
 # Beside the weights, at 49 x 480 x 720 in bf16. The untiled VAE's was measured; the others are arithmetic from it.
 PIXELS = 49 * 480 * 720
@@ -29,8 +29,8 @@ def need(pipe, mode, tiled):
     coding = (TILED if tiled else UNTILED) * pixels
     if mode == "gpu":
         return transformer + vae + max(work, coding)
-    if mode == "offload":
-        return max(transformer + work, vae + coding)
+    if mode == "offload":  # the VAE goes when the next clip begins
+        return vae + max(transformer + work, coding)
     blocks = 3 * transformer / pipe.transformer.config.num_layers  # one at work, the next, and what is in no block
     return blocks + vae + max(work, coding)
 
@@ -57,8 +57,9 @@ def place(pipe, device, mode="auto", tiling="auto"):
         pipe.vae.enable_tiling() if tiling == "on" else pipe.vae.disable_tiling()
         pipe.to(device)
         return f"on {device}"
+    torch.cuda.set_device(device)  # where diffusers makes the stream that copies blocks
     free = torch.cuda.mem_get_info(device)[0]
-    mode, tiled = choose(pipe, mode, tiling, free)
+    mode, tiled = choose(pipe, mode, tiling, MARGIN * free)
     pipe.vae.enable_tiling() if tiled else pipe.vae.disable_tiling()
     if mode == "gpu":
         pipe.to(device)
@@ -66,8 +67,9 @@ def place(pipe, device, mode="auto", tiling="auto"):
         pipe.enable_model_cpu_offload(device=device)
     else:
         offload_blocks(pipe, device)
-    return (f"on {device}, memory={mode}, VAE {'in tiles' if tiled else 'untiled'}: about "
-            f"{need(pipe, mode, tiled) / GIB:.1f} of {free / GIB:.1f} GiB free")  # fmt: skip
+    needed = need(pipe, mode, tiled)
+    return (f"on {device}, memory={mode}, VAE {'in tiles' if tiled else 'untiled'}, which takes about "
+            f"{needed / GIB:.1f} GiB of {free / GIB:.1f} free" + ", perhaps too much" * (needed > MARGIN * free))
 
 
 def offload_blocks(pipe, device):

@@ -1,4 +1,4 @@
-"""What makes a training step on a GPU faster without changing what it computes."""
+"""What makes the transformer faster on a GPU without changing what it computes."""
 
 import os
 import shutil

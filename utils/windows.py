@@ -51,6 +51,8 @@ def box(fit, size, target):
     """
     (h, w), (th, tw) = (size, target) if fit == "crop" else (target, size)
     height, width = (h, max(1, round(h * tw / th))) if h * tw <= w * th else (max(1, round(w * th / tw)), w)
+    if fit == "crop":  # even sizes, as browsers play no others
+        height, width = (max(1, n - n % 2) for n in (height, width))
     return (h - height) // 2, (w - width) // 2, height, width
 
 
@@ -94,6 +96,9 @@ def composite(render, out, known, feather):
 
     Within `feather` pixels of a hole the render fades into `out`, so that no seam shows.
     """
-    away = np.stack([cv2.distanceTransform(k.astype(np.uint8), cv2.DIST_L2, 5) for k in known])
-    weight = np.clip(away / (feather + 1), 0, 1)[..., None]
-    return (weight * render + (1 - weight) * out).round().astype(np.uint8)
+    mixed = np.empty_like(out)
+    for i, k in enumerate(known):
+        away = cv2.distanceTransform(k.astype(np.uint8), cv2.DIST_L2, 5)  # from the nearest hole
+        weight = np.clip(away / (feather + 1), 0, 1)[..., None]
+        mixed[i] = (weight * render[i] + (1 - weight) * out[i]).round()
+    return mixed

@@ -18,6 +18,6 @@ cp "$folder"/vae2/{config.json,diffusion_pytorch_model.safetensors} "$folder/sta
 sed 's/^gpu_ids:.*/gpu_ids: all/; s/^num_processes:.*/num_processes: 1/' finetune/accelerate_config.yaml > "$folder/one.yaml"
 accelerate_config="$folder/one.yaml" sh finetune/finetune_cognvs.sh --model_path "$folder/start/base" \
     --transformer_id "$folder/start/cognvs_ckpt_inpaint" --base_dir_input scenes:200000 \
-    --output_dir "$folder/transformer" --train_epochs 20000 --checkpointing_steps 2000 --batch_size 32 \
+    --output_dir "$folder/transformer" --train_epochs 10000 --checkpointing_steps 1000 --batch_size 128 \
     --ema_decay 0.998 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 200 --gradient_checkpointing False
-echo "weights: $folder/transformer/my_checkpoint-20000_mean"
+echo "weights: $folder/transformer/my_checkpoint-10000_mean"

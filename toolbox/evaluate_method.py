@@ -165,6 +165,7 @@ class ClipPairs:
         self.noise = noise
 
     def latents(self, pipe, draw, rng, device, dtype, size):
+        assert size == 1
         render = self.renders[torch.randint(len(self.renders), (), generator=draw).item()].to(device, dtype)
         x0 = pipe.encode(self.target.to(device, dtype), rng)
         return x0, pipe.encode(dataset.add_noise(render, rng) if self.noise else render, rng)

@@ -8,16 +8,16 @@ cd "$(dirname "$0")/.."
 
 python toolbox/make_tiny_checkpoint.py --size small --output_dir "$folder/start"
 
-# The VAE: scenes from seed 1,000 on, then from 100,000 on while the learning rate falls.
+# The VAE: scenes from seeds 1,000 and 101,000 on, then from 300,000 and 400,000 on while the learning rate falls.
 python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae1" --minutes 15 --first_seed 1000
 python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae2" --minutes 15 \
-    --first_seed 100000 --last --resume "$folder/vae1/state.safetensors"
+    --first_seed 300000 --last --resume "$folder/vae1/state.safetensors"
 cp "$folder"/vae2/{config.json,diffusion_pytorch_model.safetensors} "$folder/start/base/vae/"
 
-# The transformer: pairs of scenes from seed 200,000 on.
+# The transformer: pairs of scenes from seeds 600,000 and 700,000 on.
 sed 's/^gpu_ids:.*/gpu_ids: all/; s/^num_processes:.*/num_processes: 1/' finetune/accelerate_config.yaml > "$folder/one.yaml"
 accelerate_config="$folder/one.yaml" sh finetune/finetune_cognvs.sh --model_path "$folder/start/base" \
-    --transformer_id "$folder/start/cognvs_ckpt_inpaint" --base_dir_input scenes:200000 \
+    --transformer_id "$folder/start/cognvs_ckpt_inpaint" --base_dir_input scenes:600000 \
     --output_dir "$folder/transformer" --train_epochs 10000 --checkpointing_steps 1000 --batch_size 128 \
     --ema_decay 0.998 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 200 --gradient_checkpointing False
 echo "weights: $folder/transformer/my_checkpoint-10000_mean"

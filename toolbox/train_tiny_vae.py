@@ -39,7 +39,8 @@ def parse_args():
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--resume", type=Path, help="state.safetensors of an earlier piece")
-    parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes; each piece should have its own")
+    parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes, and 100,000 later; each piece "
+                        "should have its own")
     parser.add_argument("--shape", type=int, nargs=3, default=(49, 128, 192), help="frames, height, width of a clip")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=8e-4)

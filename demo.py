@@ -40,7 +40,7 @@ def parse_args():
     parser.add_argument("--dtype", choices=("auto", "bf16", "fp32"), default="auto", help="auto: bf16 on GPUs and on "
                         "CPUs with bf16 instructions, else fp32")
     parser.add_argument("--memory", choices=("auto", "gpu", "offload", "low"), default="auto", help="everything "
-                        "on the GPU; the transformer only while it denoises; its blocks in turns; auto: the first that fits")
+                        "on the GPU; the transformer only while it denoises; its blocks in turns; auto: what fits")
     parser.add_argument("--vae_tiling", choices=("auto", "on", "off"), default="auto", help="tiles take less memory "
                         "and change pixels slightly; auto: where memory asks for it")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: faster steps after a "

@@ -162,12 +162,13 @@ class ClipPairs:
 
     def __init__(self, clip, renders, noise):
         self.target, *self.renders = (video.to_signed(rgb)[None] for rgb in (clip.rgb, *renders))
-        self.noise = noise
+        self.noise, self.posterior = noise, None  # of the target: encoded once, sampled anew
 
     def latents(self, pipe, draw, rng, device, dtype, size):
         assert size == 1
         render = self.renders[torch.randint(len(self.renders), (), generator=draw).item()].to(device, dtype)
-        x0 = pipe.encode(self.target.to(device, dtype), rng)
+        self.posterior = self.posterior or pipe.posterior(self.target.to(device, dtype))
+        x0 = pipe.sample(self.posterior, rng)
         return x0, pipe.encode(dataset.add_noise(render, rng) if self.noise else render, rng)
 
 

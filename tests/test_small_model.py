@@ -1,0 +1,56 @@
+"""The shipped small model, checkpoints/tiny, on the shipped sequence, whose exact new views are there."""
+
+import shutil
+
+import evaluate_method as evaluate
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, call
+from transformers import T5EncoderModel, T5Tokenizer
+
+from utils import metrics, pipeline, video
+
+BASE, WEIGHTS = ROOT / "checkpoints" / "tiny" / "base", ROOT / "checkpoints" / "tiny" / "cognvs_ckpt_inpaint"
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory):
+    """The shipped sequence with its evaluation render along traj2.txt."""
+    room = shutil.copytree(ROOT / "demo_data" / "room", tmp_path_factory.mktemp("sequence") / "room")
+    assert call("data_gen", "--data_path", room, "--mode", "eval", "--trajs", ROOT / "trajs" / "traj2.txt",
+                "--intrinsics_file", "cam_info/megasam_intrinsics.npy", "--device", "cpu") == 0  # fmt: skip
+    return room
+
+
+def test_it_fills_holes_better_than_telea_and_finds_the_picture_again(room, tmp_path):
+    assert call("demo", "--model_path", BASE, "--cognvs_ckpt_path", WEIGHTS, "--data_path", room, "--mp4_name",
+                "eval_render1.mp4", "--num_inference_steps", 4, "--output_dir", tmp_path, "--device", "cpu") == 0
+    names = "eval_render1", "eval_mask1", "novel_gt2"
+    render, mask, truth = (video.read_video(room / f"{name}.mp4") for name in names)
+    known = mask[..., 0] > 127
+    ours = evaluate.scores(video.read_video(tmp_path / "eval_render1_out.mp4"), render, known, truth)
+    telea = evaluate.scores(evaluate.telea(render, known), render, known, truth)
+    assert ours["holes"] > telea["holes"] + 1.5 and ours["composite"] > telea["composite"] + 1
+    assert ours["known"] > 24
+
+
+def test_one_pass_equals_diffusers_guided_call(room):
+    """Against diffusers' own __call__ with its text encoder, prompts "" and "" and guidance 6: within 1 of 255."""
+    pipe = pipeline.load_pipeline(BASE, WEIGHTS, torch.float32, torch.device("cpu"))
+    guided = pipeline.CogNVSPipeline(
+        T5Tokenizer.from_pretrained(BASE / "tokenizer"), T5EncoderModel.from_pretrained(BASE / "text_encoder"),
+        pipe.vae, pipe.transformer, pipe.scheduler,
+    )  # fmt: skip
+    frames, height, width = pipe.clip_shape
+    render = video.resize(video.read_video(room / "eval_render1.mp4"), height, width)
+    clip = torch.from_numpy(render).permute(0, 3, 1, 2) / 255
+    expected = guided(
+        clip, prompt="", negative_prompt="", guidance_scale=6, num_frames=frames, height=height, width=width,
+        num_inference_steps=5, max_sequence_length=8, generator=torch.Generator().manual_seed(42), output_type="pt",
+    ).frames[0]  # fmt: skip
+    embedding, _ = pipeline.empty_prompt(BASE, 8, torch.float32)
+    ours = pipe.inpaint(clip, embedding, 5, torch.Generator().manual_seed(42))
+    assert (ours - expected).abs().max() * 255 < 1
+    filled = (ours - clip).abs().mean(1).numpy()[np.asarray(clip.amax(1) == 0)].mean()
+    assert filled > 0.1 and metrics.psnr(ours.numpy(), expected.numpy()) > 50  # and there is a picture in the holes

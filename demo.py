@@ -3,7 +3,8 @@
     python demo.py --model_path checkpoints/CogVideoX-5b-I2V --cognvs_ckpt_path checkpoints/cognvs_ckpt_inpaint \\
         --data_path demo_data/room --mp4_name "eval_render*.mp4"
 
-Several GPUs share the videos when it is started with accelerate launch --num_processes N demo.py ...
+Several GPUs share the videos when it is started with accelerate launch --num_processes N demo.py ...; with --share_clip
+they work together on each.
 """
 
 import argparse
@@ -13,13 +14,14 @@ import glob
 import itertools
 import os
 import time
+from collections import Counter, deque
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from utils import cli, pipeline, placement, speed, video, windows
+from utils import cli, parallel, pipeline, placement, speed, video, windows
 from utils.cli import InputError
 
 HOLE = 8  # where every channel is darker, a render without a mask file counts as a hole
@@ -45,6 +47,10 @@ def parse_args():
                         "and change pixels slightly; auto: where memory asks for it")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: faster steps after a "
                         "start that takes longer, for many steps or clips (GPU with a C compiler)")
+    parser.add_argument("--fast", action="store_true", help="run the transformer in every third step, the first three "
+                        "and the last four, and extrapolate its output in the others; changes the picture slightly")
+    parser.add_argument("--share_clip", action="store_true", help="all processes of accelerate launch work on one "
+                        "clip at a time, each on a part of its tokens, in place of each on videos of its own")
     parser.add_argument("--crf", type=int, default=10, help="H.264 quality, 0 to 51; 0 is 4:4:4, within 2 of 255")
     parser.add_argument("--fps", type=float, help="of the output; the render's own by default")
     parser.add_argument("--fit", choices=windows.FITS, default="stretch", help="how a video of another shape meets "
@@ -66,9 +72,9 @@ def find_renders(args):
     if not renders:
         raise InputError(f"{exact}: no such render; make them with data_gen.py --mode eval")
     output_dir = args.output_dir or args.data_path / "outputs"
-    rank, ranks = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, ranks = processes()
     todo = []
-    for render in renders[rank::ranks]:  # this process's share, if accelerate launch has started several
+    for render in renders if args.share_clip else renders[rank::ranks]:
         find_mask(render)
         output = output_dir / f"{render.stem}_out.mp4"
         there = [path for path in (output, compared(output)) if path.exists() and (path == output or args.compare)]
@@ -77,6 +83,11 @@ def find_renders(args):
         else:
             todo.append((render, output))
     return todo
+
+
+def processes():
+    """(rank, number) of the processes that accelerate launch has started, (0, 1) without it."""
+    return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
 
 
 def find_mask(render):
@@ -129,7 +140,8 @@ def finished(args, pipe, embedding, render, source, info):
     items = read_items(render, find_mask(render), source, info)
     tail = torch.zeros(0, 3, *shape)
     for number, (window, done) in enumerate(windows.slide(items, info.frames, length, args.overlap)):
-        pipe.set_progress_bar_config(desc=render.stem + f" {number + 1}/{count}" * (count > 1), unit="step")
+        pipe.set_progress_bar_config(desc=render.stem + f" {number + 1}/{count}" * (count > 1), unit="step",
+                                     disable=args.helper)  # fmt: skip
         out = inpaint_window(args, pipe, embedding, window, tail, number)
         tail = out[done:]
         pixels = (out[:done] * 255).round().byte().permute(0, 2, 3, 1).numpy()  # [n, H, W, 3]
@@ -140,10 +152,16 @@ def finished(args, pipe, embedding, render, source, info):
         yield [*shown, pixels]
 
 
-def inpaint_video(args, pipe, embedding, device, render, output):
-    """Inpaint one render and write it at its own size (but for crop), length and rate; with --compare, twice."""
-    start = time.time()
+def inpaint_video(args, pipe, embedding, device, render, output, passes):
+    """Inpaint one render and write it at its own size (but for crop), length and rate; with --compare, twice.
+
+    passes: of predict_steps, or None.
+    """
+    start, made = time.time(), Counter(passes)
     info = video.probe(render)
+    if args.helper:
+        deque(finished(args, pipe, embedding, render, None, info), maxlen=0)  # another process writes it
+        return
     height, width = windows.output_size(args.fit, (info.height, info.width), pipe.clip_shape[1:])
     fps = Fraction(args.fps).limit_denominator(1001) if args.fps else info.fps
     written = dataclasses.replace(info, height=height, width=width, fps=fps)
@@ -157,7 +175,8 @@ def inpaint_video(args, pipe, embedding, device, render, output):
             writer.write(row[-1])
             if args.compare:
                 beside.write(np.concatenate(row, 2))
-    print(f"{output}: {info.frames} frames in {time.time() - start:.1f} s{cli.peak_memory(device)}")
+    made = f", {(passes - made)['passes']} passes of the transformer" if passes else ""
+    print(f"{output}: {info.frames} frames in {time.time() - start:.1f} s{made}{cli.peak_memory(device)}")
     if args.compare:
         print(f"{compared(output)}: {'source | ' * bool(source)}render | output")
 
@@ -188,6 +207,10 @@ def main():
     if args.compile and (device.type != "cuda" or not speed.has_compiler() or args.memory == "low"):
         raise InputError(f"--compile on {device}, --memory {args.memory}: needs a CUDA GPU, a C compiler with Python's "
                          "headers, and a --memory that keeps the transformer whole; leave it out")
+    rank, ranks = processes()
+    if args.share_clip and ranks == 1:
+        raise InputError("--share_clip: got one process; start with accelerate launch --num_processes N demo.py ...")
+    args.helper = args.share_clip and rank > 0
     todo = find_renders(args)
     if not todo:
         return
@@ -203,10 +226,16 @@ def main():
     where = placement.place(pipe, device, args.memory, args.vae_tiling)
     if args.compile and "memory=low" not in where:
         speed.compile_blocks(pipe.transformer)
-    print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
+    if args.share_clip:
+        parallel.share_tokens(pipe.transformer)
+    passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if args.fast else None
+    if not args.helper:
+        print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
     for render, output in todo:
         with speed.attention():
-            inpaint_video(args, pipe, embedding.to(device), device, render, output)
+            inpaint_video(args, pipe, embedding.to(device), device, render, output, passes)
+    if args.share_clip:
+        parallel.part()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""One clip on several GPUs: each holds a stretch of its tokens, and in attention some of the heads for all of them.
+
+The exchange of tokens for heads is Ulysses (Jacobs et al. 2023, "DeepSpeed Ulysses"). Text and image tokens are one
+row, so that the first process has the text and fewer image tokens, and all have equally many.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers.models.embeddings import apply_rotary_emb
+
+from utils.cli import InputError
+
+
+def share_tokens(transformer):
+    """Have all processes work together on every pass of the transformer: same input, same output.
+
+    Every one of them must call it alike. Raises InputError unless heads and tokens divide by their number.
+    """
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if transformer.device.type == "cuda" else "gloo")
+    shared = SharedTokens(transformer.config)
+    transformer.set_attn_processor(shared)
+    transformer.transformer_blocks[0].register_forward_pre_hook(shared.begin, with_kwargs=True)
+    transformer.transformer_blocks[-1].register_forward_hook(shared.end)
+
+
+def part():
+    """Leave the other processes, when all are done."""
+    dist.destroy_process_group()
+
+
+class SharedTokens:
+    """What shares the tokens among the processes; the attention processor of a transformer where they are."""
+
+    def __init__(self, config):
+        self.rank, self.ranks, self.text = dist.get_rank(), dist.get_world_size(), config.max_text_seq_length
+        frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
+        tokens = self.text + frames * config.sample_height * config.sample_width // config.patch_size**2
+        if tokens % self.ranks or config.num_attention_heads % self.ranks:
+            raise InputError(f"--share_clip with {self.ranks} processes: expected a number that divides this model's "
+                             f"{config.num_attention_heads} heads and {tokens} tokens")
+        self.count = tokens // self.ranks
+        start = self.rank * self.count
+        self.own_text = min(max(0, self.text - start), self.count)  # of this process's tokens
+        first = max(0, start - self.text)
+        self.image = slice(first, first + self.count - self.own_text)  # of the image tokens
+
+    def begin(self, block, args, kwargs):
+        """Keep this process's tokens of those that go into the first block."""
+        start = self.rank * self.count
+        text = kwargs["encoder_hidden_states"][:, start : start + self.own_text]
+        return args, kwargs | {"hidden_states": kwargs["hidden_states"][:, self.image], "encoder_hidden_states": text}
+
+    def end(self, block, args, output):
+        """All processes' tokens of those that leave the last block, (image, text)."""
+        own = torch.cat(output[::-1], 1).contiguous()  # [B, count, C]
+        parts = [torch.empty_like(own) for _ in range(self.ranks)]
+        dist.all_gather(parts, own)
+        text, image = torch.cat(parts, 1).tensor_split([self.text], 1)
+        return image, text
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None):
+        """The attention of CogVideoX: queries, keys and values of own tokens, heads against all tokens, and back."""
+        x = torch.cat([encoder_hidden_states, hidden_states], 1)  # [B, count, C]
+        q, k, v = (y.unflatten(2, (attn.heads, -1)).transpose(1, 2) for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
+        q, k = attn.norm_q(q), attn.norm_k(k)  # [B, heads, count, c]
+        if image_rotary_emb is not None:
+            rotary = [y[self.image] for y in image_rotary_emb]
+            for y in (q, k):
+                y[:, :, self.own_text :] = apply_rotary_emb(y[:, :, self.own_text :], rotary)
+        q, k, v = self.tokens_for_heads(torch.stack([q, k, v])).unbind(0)  # [B, heads / ranks, tokens, c]
+        x = self.heads_for_tokens(F.scaled_dot_product_attention(q, k, v))  # [B, heads, count, c]
+        x = attn.to_out[0](x.transpose(1, 2).flatten(2))
+        text, image = x.tensor_split([self.own_text], 1)
+        return image, text
+
+    def tokens_for_heads(self, x):
+        """[..., heads, count, c] of every process to [..., heads / ranks, tokens, c]."""
+        parts = x.unflatten(-3, (self.ranks, -1)).movedim(-4, 0)  # one for each process
+        return self.exchange(parts).movedim(0, -3).flatten(-3, -2)
+
+    def heads_for_tokens(self, x):
+        """[..., heads / ranks, tokens, c] to [..., heads, count, c] of this process."""
+        parts = x.unflatten(-2, (self.ranks, self.count)).movedim(-3, 0)
+        return self.exchange(parts).movedim(0, -4).flatten(-4, -3)
+
+    @torch.compiler.disable
+    def exchange(self, parts):
+        """parts[i] goes to process i; what comes back in place i is from there."""
+        parts = parts.contiguous()
+        received = torch.empty_like(parts)
+        dist.all_to_all_single(received, parts)
+        return received

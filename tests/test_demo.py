@@ -83,6 +83,11 @@ def test_processes_share_the_videos(model, renders, monkeypatch):
         assert [p.name for p in (renders / str(rank)).glob("*")] == made
 
 
+def test_one_process_has_nobody_to_share_a_clip_with(model, renders, capsys):
+    assert demo(model, renders, "eval_render1.mp4", "--share_clip") == 2
+    assert "got one process" in capsys.readouterr().err
+
+
 def test_a_model_that_changes_nothing_gives_a_long_video_back(model, renders, monkeypatch):
     seen = []
 

@@ -54,3 +54,13 @@ def test_one_pass_equals_diffusers_guided_call(room):
     assert (ours - expected).abs().max() * 255 < 1
     filled = (ours - clip).abs().mean(1).numpy()[np.asarray(clip.amax(1) == 0)].mean()
     assert filled > 0.1 and metrics.psnr(ours.numpy(), expected.numpy()) > 50  # and there is a picture in the holes
+
+
+def test_fast_makes_fewer_passes_and_nearly_the_same_picture(room, tmp_path, capsys):
+    pictures = []
+    for extra in ((), ("--fast",)):
+        assert call("demo", "--model_path", BASE, "--cognvs_ckpt_path", WEIGHTS, "--data_path", room, "--mp4_name",
+                    "eval_render1.mp4", "--output_dir", tmp_path, "--crf", 0, "--overwrite", *extra) == 0
+        pictures.append(video.read_video(tmp_path / "eval_render1_out.mp4") / 255)
+    assert "21 passes of the transformer" in capsys.readouterr().out
+    assert 35 < metrics.psnr(*pictures) < 60

@@ -2,11 +2,14 @@
 
     python toolbox/benchmark.py data_gen
     python toolbox/benchmark.py finetune --modes single single_fused lora:single
-    python toolbox/benchmark.py inference --placements gpu gpu,compile offload low
+    python toolbox/benchmark.py inference --placements gpu gpu,compile gpu,compile,fast offload low
+    python toolbox/benchmark.py pictures
 
 data_gen: the warp alone, beside a straightforward implementation, and whole commands, at 49 x 480 x 854.
 inference: the pipeline of demo.py on random weights of the real size, made on the GPU. After a clip that warms up, one
            at --steps and one at twice that, so that a step's time is their difference.
+pictures: how far the small model's pictures of the shipped sequence are from the exact ones with --fast, and with fewer
+           steps.
 finetune: finetune_cognvs.sh on random weights of the real size (32 GB of disk); steady is the second half of the steps.
 """
 
@@ -31,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import make_tiny_checkpoint
 
 import data_gen
-from utils import cli, pipeline, placement, sequence, speed, trajectory, video
+from utils import cli, metrics, pipeline, placement, sequence, speed, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -230,7 +233,7 @@ def time_inference(pipe, device, steps):
 
 
 def bench_inference(args, device):
-    print("| placement | s a step | encoding and decoding, s | 50 steps, s | peak GiB |")
+    print(f"| placement | s a step | encoding and decoding, s | {args.whole} steps, s | peak GiB |")
     print("| --- | --- | --- | --- | --- |")
     for name in args.placements:
         mode, *extras = name.split(",")
@@ -243,12 +246,48 @@ def bench_inference(args, device):
         placement.place(pipe, device, mode)
         if "compile" in extras:
             speed.compile_blocks(pipe.transformer)
+        if "fast" in extras:
+            passes = speed.predict_steps(pipe.transformer, args.whole)
         time_inference(pipe, device, 1)
+        if "fast" in extras:
+            passes.clear()
+            seconds = time_inference(pipe, device, args.whole)
+            print(f"| {name} | {passes['passes']} passes | | {seconds:.1f} | {peak_gib(device)} |", flush=True)
+            continue
         few, many = (time_inference(pipe, device, count) for count in (args.steps, 2 * args.steps))
         step = (many - few) / args.steps
         rest = few - step * args.steps
-        peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}" if device.type == "cuda" else "-"
-        print(f"| {name} | {step:.3f} | {rest:.2f} | {rest + 50 * step:.1f} | {peak} |", flush=True)
+        print(f"| {name} | {step:.3f} | {rest:.2f} | {rest + args.whole * step:.1f} | {peak_gib(device)} |", flush=True)
+
+
+def peak_gib(device):
+    """The most GiB of GPU memory in use since the last reset, as text."""
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}" if device.type == "cuda" else "-"
+
+
+def bench_pictures(device):
+    base, weights = ROOT / "checkpoints" / "tiny" / "base", ROOT / "checkpoints" / "tiny" / "cognvs_ckpt_inpaint"
+    pipe = pipeline.load_pipeline(base, weights, torch.float32, device)
+    pipe.set_progress_bar_config(disable=True)
+    embedding = pipeline.empty_prompt(base, pipe.transformer.config.max_text_seq_length, torch.float32)[0].to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        room = shutil.copytree(ROOT / "demo_data" / "room", Path(folder) / "room")
+        run = "data_gen.py", "--data_path", room, "--mode", "eval", "--device", str(device)
+        subprocess.run([sys.executable, ROOT / run[0], *run[1:]], check=True, capture_output=True)
+        renders = [video.resize(video.read_video(path), *pipe.clip_shape[1:])
+                   for path in sorted(room.glob("eval_render*.mp4"))]  # fmt: skip
+
+    def inpaint(steps):
+        clips = (torch.from_numpy(render).permute(0, 3, 1, 2) / 255 for render in renders)
+        return [pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(42)).numpy() for clip in clips]
+
+    exact = inpaint(50)
+    print("| | passes | PSNR to 50 steps, dB: mean of 4 renders | lowest |")
+    print("| --- | --- | --- | --- |")
+    for name, steps in (("45 steps", 45), ("35 steps", 35), ("25 steps", 25), ("--fast, 50 steps", 50)):
+        passes = speed.predict_steps(pipe.transformer, steps) if "fast" in name else {"passes": 4 * steps}
+        psnr = [metrics.psnr(ours, theirs) for ours, theirs in zip(inpaint(steps), exact, strict=True)]
+        print(f"| {name} | {passes['passes'] // 4} | {np.mean(psnr):.1f} | {min(psnr):.1f} |", flush=True)
 
 
 def flops(weights):
@@ -267,14 +306,15 @@ def flops(weights):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("what", choices=("data_gen", "inference", "finetune"))
+    parser.add_argument("what", choices=("data_gen", "inference", "pictures", "finetune"))
     parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/cognvs_benchmark"), help="for random models")
     parser.add_argument("--modes", nargs="+", default=["single", "single_fused", "lora:single"])
-    parser.add_argument("--placements", nargs="+", default=["gpu", "gpu,compile", "offload", "low"], help="--memory of "
-                        "demo.py, with ,compile")
+    parser.add_argument("--placements", nargs="+", default=["gpu", "gpu,compile", "gpu,compile,fast", "offload", "low"],
+                        help="--memory of demo.py, with ,compile and ,fast")
     parser.add_argument("--size", choices=make_tiny_checkpoint.SIZES, default="5b", help="of the model, for inference")
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--whole", type=int, default=50, help="steps of a whole clip")
     parser.add_argument("--settings", nargs=argparse.REMAINDER, default=[], help="of finetune_cognvs.sh")
     args = parser.parse_args()
     if args.steps < 4:
@@ -282,8 +322,8 @@ def main():
     device = cli.pick_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     print(f"{name}, torch {torch.__version__}\n")
-    if args.what == "data_gen":
-        bench_data_gen(device)
+    if args.what in ("data_gen", "pictures"):
+        bench_data_gen(device) if args.what == "data_gen" else bench_pictures(device)
     else:
         bench_finetune(args) if args.what == "finetune" else bench_inference(args, device)
 

@@ -254,10 +254,7 @@ def test_process_then_load(run, model, room, tmp_path, shards, capsys):
     for name in ("process_ckpts.sh", "config.json", "diffusion_pytorch_model.safetensors.index.json"):
         shutil.copy(ROOT / "toolbox" / name, tmp_path)
     shutil.copytree(run / "checkpoint-4", tmp_path / "run" / "checkpoint-4")  # as the published trainer leaves it
-    if shards == "many":  # what DeepSpeed does above 5 GB
-        script = tmp_path / "run" / "checkpoint-4" / "zero_to_fp32.py"
-        script.write_text(script.read_text().replace('default="5GB"', 'default="200KB"'))
-    done = process(tmp_path, CHECKPOINT_DIR="checkpoint-4")
+    done = process(tmp_path, CHECKPOINT_DIR="checkpoint-4", SHARD_SIZE="5GB" if shards == "one" else "200KB")
     assert done.returncode == 0, done.stderr
     made = tmp_path / "run" / "my_checkpoint-4_transformer"
     count = len(list(made.glob("diffusion_pytorch_model*.safetensors")))

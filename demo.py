@@ -10,6 +10,7 @@ they work together on each.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import glob
 import itertools
 import os
@@ -48,9 +49,10 @@ def parse_args():
     parser.add_argument("--compile", action="store_true", help="compile the transformer's blocks: faster steps after a "
                         "start that takes longer, for many steps or clips (GPU with a C compiler)")
     parser.add_argument("--fast", action="store_true", help="run the transformer in every third step, the first three "
-                        "and the last four, and extrapolate its output in the others; changes the picture slightly")
-    parser.add_argument("--share_clip", action="store_true", help="all processes of accelerate launch work on one "
-                        "clip at a time, each on a part of its tokens, in place of each on videos of its own")
+                        "and the last four, and extrapolate its output in the others: changes the picture slightly, "
+                        "saves little below 15 steps, and not with memory=low")
+    parser.add_argument("--share_clip", action="store_true", help="all processes of torchrun or accelerate launch work "
+                        "on one clip at a time, each on a part of its tokens, in place of each on videos of its own")
     parser.add_argument("--crf", type=int, default=10, help="H.264 quality, 0 to 51; 0 is 4:4:4, within 2 of 255")
     parser.add_argument("--fps", type=float, help="of the output; the render's own by default")
     parser.add_argument("--fit", choices=windows.FITS, default="stretch", help="how a video of another shape meets "
@@ -79,7 +81,7 @@ def find_renders(args):
         output = output_dir / f"{render.stem}_out.mp4"
         there = [path for path in (output, compared(output)) if path.exists() and (path == output or args.compare)]
         if there and not args.overwrite:
-            print(f"{there[0]} exists and is kept; --overwrite replaces it")
+            args.helper or print(f"{there[0]} exists and is kept; --overwrite replaces it")
         else:
             todo.append((render, output))
     return todo
@@ -204,18 +206,23 @@ def main():
     check_numbers(args)
     several = torch.cuda.is_available() and "LOCAL_RANK" in os.environ and args.device in (None, "cuda")
     device = cli.pick_device(f"cuda:{os.environ['LOCAL_RANK']}" if several else args.device)
+    if args.fast and args.memory == "low":
+        raise InputError("--fast with --memory low: got both, which do not work together; leave one out")
+    if args.share_clip and args.device not in (None, "cpu", "cuda"):
+        raise InputError(f"--share_clip --device {args.device}: every process takes a GPU of its own; give cuda or cpu")
     if args.compile and (device.type != "cuda" or not speed.has_compiler() or args.memory == "low"):
         raise InputError(f"--compile on {device}, --memory {args.memory}: needs a CUDA GPU, a C compiler with Python's "
                          "headers, and a --memory that keeps the transformer whole; leave it out")
     rank, ranks = processes()
-    if args.share_clip and ranks == 1:
-        raise InputError("--share_clip: got one process; start with accelerate launch --num_processes N demo.py ...")
     args.helper = args.share_clip and rank > 0
     todo = find_renders(args)
     if not todo:
         return
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
     pipeline.check_base(args.model_path)
+    if args.share_clip:
+        parallel.check(pipeline.transformer_config(weights), ranks)
+        parallel.join(device)
     todo[0][1].parent.mkdir(parents=True, exist_ok=True)  # what cannot be written should not wait for the pictures
     dtype = pipeline.pick_dtype(args.dtype, device)
     start = time.time()
@@ -223,12 +230,14 @@ def main():
     if args.overlap >= pipe.clip_shape[0]:
         raise InputError(f"--overlap {args.overlap}: expected fewer frames than the model's clip, {pipe.clip_shape[0]}")
     embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
-    where = placement.place(pipe, device, args.memory, args.vae_tiling)
+    least = functools.partial(parallel.least, device=device) if args.share_clip else None
+    where = placement.place(pipe, device, args.memory, args.vae_tiling, least)
     if args.compile and "memory=low" not in where:
         speed.compile_blocks(pipe.transformer)
     if args.share_clip:
         parallel.share_tokens(pipe.transformer)
-    passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if args.fast else None
+    fast = args.fast and "memory=low" not in where
+    passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if fast else None
     if not args.helper:
         print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
     for render, output in todo:

@@ -88,6 +88,19 @@ def test_one_process_has_nobody_to_share_a_clip_with(model, renders, capsys):
     assert "got one process" in capsys.readouterr().err
 
 
+def test_fast_makes_each_video_as_if_it_were_alone(model, renders, capsys):
+    fast = "--fast", "--num_inference_steps", 12, "--crf", 0
+    assert demo(model, renders, "eval_render*.mp4", *fast) == 0
+    said = capsys.readouterr().out
+    assert "frames in" in said and ", 9 passes of the transformer" in said and ", 18 passes of the transformer" in said
+    outputs = renders / "outputs"
+    together = video.read_video(outputs / "eval_render2_out.mp4")
+    assert demo(model, renders, "eval_render2.mp4", *fast, "--overwrite") == 0
+    assert np.array_equal(together, video.read_video(outputs / "eval_render2_out.mp4"))
+    assert demo(model, renders, "eval_render2.mp4", *fast, "--memory", "low") == 2
+    assert "--fast with --memory low" in capsys.readouterr().err
+
+
 def test_a_model_that_changes_nothing_gives_a_long_video_back(model, renders, monkeypatch):
     seen = []
 

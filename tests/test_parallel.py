@@ -1,13 +1,19 @@
 """Processes that share one clip's tokens make the picture that one process makes."""
 
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from conftest import ROOT
 
-from utils import pipeline
+from utils import pipeline, video
 from utils.cli import InputError
-from utils.parallel import share_tokens
+from utils.parallel import check, share_tokens
 
 BASE, WEIGHTS = ROOT / "checkpoints" / "tiny" / "base", ROOT / "checkpoints" / "tiny" / "cognvs_ckpt_inpaint"
 
@@ -37,9 +43,38 @@ def test_two_and_four_processes_give_what_one_gives(tmp_path):
     assert expected.std() > 0.1
 
 
-def test_a_number_that_does_not_divide_is_refused(model, monkeypatch):
-    pipe = pipeline.load_pipeline(model / "base", model / "cognvs_ckpt_inpaint", torch.float32)
-    monkeypatch.setattr(dist, "get_rank", lambda: 0)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
-    with pytest.raises(InputError, match="2 heads and 128 tokens"):
-        share_tokens(pipe.transformer)
+def test_two_processes_of_demo_write_the_video_of_one(model, made_room, tmp_path):
+    """A video of two windows, beside itself; what the processes exchange is float32, and the video within 2 of 255."""
+    args = [sys.executable, ROOT / "demo.py", "--model_path", model / "base", "--cognvs_ckpt_path",
+            model / "cognvs_ckpt_inpaint", "--data_path", tmp_path, "--mp4_name", "eval_render1.mp4", "--overlap", "5",
+            "--num_inference_steps", "2", "--crf", "0", "--compare", "--device", "cpu", "--dtype", "fp32"]  # fmt: skip
+    frames = video.read_video(made_room / "gt_rgb.mp4")
+    frames = np.concatenate([frames, frames[:6]])
+    frames[:, 20:40, 30:60] = 0
+    video.write_video(tmp_path / "eval_render1.mp4", frames, video.VideoInfo(23, 64, 96, 20))
+    together = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    processes = [subprocess.Popen([*args, "--share_clip", "--output_dir", tmp_path / "two"], text=True,
+                                  env=together | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE,
+                                  stdout=subprocess.PIPE) for rank in (0, 1)]  # fmt: skip
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert "eval_render1_out.mp4: 23 frames" in said[0][0] and said[1][0] == ""
+    subprocess.run([*args, "--output_dir", tmp_path / "one"], check=True)
+    for name in ("eval_render1_out.mp4", "eval_render1_compare.mp4"):
+        one, two = (video.read_video(tmp_path / folder / name).astype(int) for folder in ("one", "two"))
+        assert one.shape == two.shape and np.abs(one - two).max() <= 4
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def test_a_number_of_processes_that_does_not_divide_is_refused(model):
+    config = pipeline.transformer_config(model / "cognvs_ckpt_inpaint")
+    check(config, 2)
+    with pytest.raises(InputError, match="3 processes: .* 2 heads and 128 tokens"):
+        check(config, 3)
+    with pytest.raises(InputError, match="got one process"):
+        check(config, 1)

@@ -60,7 +60,8 @@ def test_fast_makes_fewer_passes_and_nearly_the_same_picture(room, tmp_path, cap
     pictures = []
     for extra in ((), ("--fast",)):
         assert call("demo", "--model_path", BASE, "--cognvs_ckpt_path", WEIGHTS, "--data_path", room, "--mp4_name",
-                    "eval_render1.mp4", "--output_dir", tmp_path, "--crf", 0, "--overwrite", *extra) == 0
+                    "eval_render1.mp4", "--output_dir", tmp_path, "--crf", 0, "--overwrite", "--device", "cpu",
+                    "--dtype", "fp32", *extra) == 0  # fmt: skip
         pictures.append(video.read_video(tmp_path / "eval_render1_out.mp4") / 255)
     assert "21 passes of the transformer" in capsys.readouterr().out
     assert 35 < metrics.psnr(*pictures) < 60

@@ -97,11 +97,11 @@ def save_tokenizer(folder, vocabulary):
 
     folder.mkdir(parents=True, exist_ok=True)
     words = "the same scene seen from a new camera path, without holes: reconstruct, inpaint, finetune".split()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 10), model_prefix=str(folder / "spiece"), vocab_size=vocabulary,
-        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
-    (folder / "spiece.vocab").unlink()
+    with open(folder / "spiece.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words * 10), model_writer=file, vocab_size=vocabulary, hard_vocab_limit=False,
+            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        )  # fmt: skip
     T5Tokenizer.from_pretrained(folder, extra_ids=8).save_pretrained(folder)
     assert (folder / "spiece.model").exists()
 

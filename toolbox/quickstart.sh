@@ -6,11 +6,11 @@ cd "$(dirname "$0")/.."
 use_venv cognvs_requirements.txt
 
 bash toolbox/run_all.sh --data_path demo_data/room --model_path checkpoints/tiny/base \
-    --transformer_id checkpoints/tiny/cognvs_ckpt_inpaint --output_dir checkpoints/cognvs_tiny_finetuned_room \
+    --transformer_id checkpoints/tiny/cognvs_ckpt_inpaint --output_dir checkpoints/tiny_finetuned_room \
     --train_epochs 40 --learning_rate 3e-4 --lr_scheduler linear --num_inference_steps 10
 cat <<'END'
 The renders with their holes are demo_data/room/eval_render*.mp4, the finished views are in
-demo_data/room/outputs/cognvs_tiny_finetuned_room/. Look first, there, at
+demo_data/room/outputs/tiny_finetuned_room/. Look first, there, at
     eval_render1_side_by_side.mp4    source | render | output | truth
-The small model fills holes like the real one, in soft pictures of a small world (checkpoints/tiny/README.md).
+The small model fills holes as the real one does, but softly, and knows a small world (checkpoints/tiny/README.md).
 END

@@ -12,13 +12,40 @@ from diffusers.models.embeddings import apply_rotary_emb
 from utils.cli import InputError
 
 
-def share_tokens(transformer):
-    """Have all processes work together on every pass of the transformer: same input, same output.
+def check(config, ranks):
+    """InputError unless a transformer's heads and tokens, by its configuration, divide by the number of processes."""
+    heads, tokens = config["num_attention_heads"], sum(count_tokens(config))
+    if ranks == 1:
+        raise InputError("--share_clip: got one process; start with torchrun --nproc_per_node N demo.py ..., N GPUs")
+    if heads % ranks or tokens % ranks:
+        raise InputError(f"--share_clip with {ranks} processes: expected a number that divides this model's {heads} "
+                         f"heads and {tokens} tokens")
 
-    Every one of them must call it alike. Raises InputError unless heads and tokens divide by their number.
+
+def count_tokens(config):
+    """(text, image) tokens of a clip."""
+    frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
+    return config["max_text_seq_length"], frames * config["sample_height"] * config["sample_width"] // config[
+        "patch_size"] ** 2  # fmt: skip
+
+
+def join(device):
+    """Meet the other processes, which the environment names as torchrun and accelerate launch set it."""
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def least(number, device):
+    """The smallest of all processes' numbers."""
+    number = torch.tensor(number, device=device)
+    dist.all_reduce(number, dist.ReduceOp.MIN)
+    return number.item()
+
+
+def share_tokens(transformer):
+    """Have all processes, which have joined, work together on every pass of the transformer: same input, same output.
+
+    Every one of them must call it alike.
     """
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if transformer.device.type == "cuda" else "gloo")
     shared = SharedTokens(transformer.config)
     transformer.set_attn_processor(shared)
     transformer.transformer_blocks[0].register_forward_pre_hook(shared.begin, with_kwargs=True)
@@ -34,13 +61,9 @@ class SharedTokens:
     """What shares the tokens among the processes; the attention processor of a transformer where they are."""
 
     def __init__(self, config):
-        self.rank, self.ranks, self.text = dist.get_rank(), dist.get_world_size(), config.max_text_seq_length
-        frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
-        tokens = self.text + frames * config.sample_height * config.sample_width // config.patch_size**2
-        if tokens % self.ranks or config.num_attention_heads % self.ranks:
-            raise InputError(f"--share_clip with {self.ranks} processes: expected a number that divides this model's "
-                             f"{config.num_attention_heads} heads and {tokens} tokens")
-        self.count = tokens // self.ranks
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self.text, image = count_tokens(config)
+        self.count = (self.text + image) // self.ranks
         start = self.rank * self.count
         self.own_text = min(max(0, self.text - start), self.count)  # of this process's tokens
         first = max(0, start - self.text)

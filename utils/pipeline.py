@@ -155,6 +155,12 @@ def adapter_weights(folder):
     return weights
 
 
+def transformer_config(folder):
+    """The configuration of the transformer that load_transformer loads, a dict."""
+    weights = adapter_weights(folder) if (folder / ADAPTER).is_file() else folder
+    return json.loads((weights / "config.json").read_text())
+
+
 def load_transformer(folder, dtype):
     """The transformer of a weights folder; of a LoRA folder, the weights it belongs to with the LoRA merged."""
     if not (folder / ADAPTER).is_file():

@@ -46,8 +46,10 @@ def choose(pipe, mode, tiling, free):
     return next((plan for plan in plans if need(pipe, *plan) <= free), plans[-1])
 
 
-def place(pipe, device, mode="auto", tiling="auto"):
+def place(pipe, device, mode="auto", tiling="auto", least=None):
     """Put a pipeline's parts where they are to live; returns a line that says where and why.
+
+    least: a function from the free bytes here to those of the process that has fewest, if all must choose alike.
 
     Raises InputError for offload and low without a GPU.
     """
@@ -59,6 +61,7 @@ def place(pipe, device, mode="auto", tiling="auto"):
         return f"on {device}"
     torch.cuda.set_device(device)  # where diffusers makes the stream that copies blocks
     free = torch.cuda.mem_get_info(device)[0]
+    free = least(free) if least else free
     mode, tiled = choose(pipe, mode, tiling, MARGIN * free)
     pipe.vae.enable_tiling() if tiled else pipe.vae.disable_tiling()
     if mode == "gpu":

@@ -37,7 +37,10 @@ def recompute(transformer, kept):
 
 
 def compile_blocks(transformer):
-    """Compile each block in place: they are alike, so that one compilation serves them all."""
+    """Compile each block in place: they are alike, so that one compilation serves them all.
+
+    A deep copy of the transformer would go on computing with this one's weights.
+    """
     for block in transformer.transformer_blocks:
         block.forward = torch.compile(block.forward)  # and not what hooks put around it
 
@@ -46,7 +49,8 @@ def predict_steps(transformer, steps):
     """Have only every third of `steps` denoising steps run the transformer, and the first 3 and the last 4.
 
     For the others its output is extrapolated from the last two computed (Liu et al. 2025, "TaylorSeer"). Returns a
-    Counter whose "passes" grows with every pass that is really made.
+    Counter whose "passes" grows with every pass that is really made. Not with blocks that take turns on the GPU:
+    diffusers' hooks for that take this one off.
     """
     passes, first = Counter(), transformer.transformer_blocks[0]
     forward = first.forward

@@ -1,5 +1,6 @@
 import json
 
+import cv2
 import evaluate_method as evaluate
 import numpy as np
 import pytest
@@ -69,6 +70,8 @@ def test_results_are_kept_and_not_done_again(model, tmp_path, capsys, monkeypatc
     assert call(*args) == 0
     rows = [json.loads(line) for line in (tmp_path / "results_rooms_choose.jsonl").read_text().splitlines()]
     assert [row["method"] for row in rows] == ["black", "telea", "nearest in time", "vae", "zero-shot, 1"]
+    strips = cv2.imread(str(tmp_path / "strips_rooms_choose.png"))
+    assert strips.shape == (64, 5 * 96, 3) and strips.std() > 10
     assert (tmp_path / "rooms_100" / "zero-shot_1.mp4").exists() and "| telea |" in capsys.readouterr().out
     args[args.index("--scenes") + 1] = 2
     assert call(*args[:-1], "--share", 1, 2, "--finetunings") == 0

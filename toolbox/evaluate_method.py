@@ -267,13 +267,28 @@ def results(args, pipe, embedding, scene, done):
         yield from ((seed, *result) for result in model_results(args, pipe, embedding, scene, seed, done))
 
 
+def place_of(args, number, name):
+    """Where the video of a picture of a scene is kept."""
+    return args.output_dir / f"{args.world}_{number}" / f"{name.replace(', ', '_').replace(' ', '_')}.mp4"
+
+
 def write_videos(args, number, pictures):
     """Every picture as a video of its own, in a folder of the scene."""
-    folder = args.output_dir / f"{args.world}_{number}"
     for name, picture in pictures.items():
         picture = picture if picture.dtype == np.uint8 else (picture * 255).round().astype(np.uint8)
         info = video.VideoInfo(len(picture), *picture.shape[1:3], 20)
-        video.write_video(folder / f"{name.replace(', ', '_').replace(' ', '_')}.mp4", picture, info)
+        video.write_video(place_of(args, number, name), picture, info)
+
+
+def write_strips(args, numbers):
+    """A frame late in every scene, a row each: source, render, Telea, the transformer's pictures, truth."""
+    steps = args.num_inference_steps
+    names = [f"{name}, {n}" for name in ("zero-shot", *args.finetunings, *["fused"] * args.fuse_static) for n in steps]
+    names = ["source", "black", "telea", *names, "truth"]
+    rows = [np.concatenate([video.read_video(place_of(args, n, name))[-12] for name in names], 1) for n in numbers]
+    path = args.output_dir / f"strips_{args.world}_{args.set}.png"
+    cv2.imwrite(str(path), np.concatenate(rows)[..., ::-1])
+    print(f"\n{path}: {' | '.join(names)}")
 
 
 def table(rows):
@@ -302,7 +317,7 @@ def main():
     embedding = embedding.to(device)
     path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = pipeline.fingerprint(weights)
+    weights = pipeline.fingerprint(weights) + pipeline.fingerprint(args.model_path / "vae")
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     rows = [row for row in rows if row["weights"] == weights]
     numbers = range(FIRST_SEED[args.set], FIRST_SEED[args.set] + args.scenes)
@@ -324,6 +339,8 @@ def main():
     told = [row for row in rows if row["scene"] in numbers and row["seed"] < args.seeds]
     print(f"\n{args.world}, {args.scenes} scenes from seed {numbers[0]}, {args.seeds} seeds; PSNR in dB\n")
     print(table(told))
+    if args.share[1] == 1:
+        write_strips(args, numbers)
 
 
 if __name__ == "__main__":

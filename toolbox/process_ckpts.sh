@@ -5,7 +5,7 @@
 #     cd checkpoints && sh process_ckpts.sh
 # Works on all runs in the folder it is run in, or on those named as arguments. What is there already is left alone.
 # The training state stays unless DELETE_TRAINING_STATE=yes is given. The weights come in the trainer's bf16 (11.1
-# GB for the real model), read as they are written: it takes little memory.
+# GB for the real model), read shard by shard: it takes the memory of one.
 set -eu
 
 CHECKPOINT_DIR="${CHECKPOINT_DIR:-checkpoint-200}"
@@ -17,15 +17,24 @@ convert() {  # convert <run>/checkpoint-N <target folder>
     rm -rf "$2.part" && mkdir "$2.part"
     # ZeRO-2 keeps the weights that are computed with, which demo.py rounds the float32 ones to, whole beside them
     "$python" - "$1/$(cat "$1/latest")/mp_rank_00_model_states.pt" "$2.part" "$SHARD_SIZE" <<'END'
+import json
 import sys
 
 import torch
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
 
 path, folder, size = sys.argv[1:]
 state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["module"]
+sizes = {name: tensor.to("meta") for name, tensor in state.items()}
 name = "diffusion_pytorch_model{suffix}.safetensors"
-save_torch_state_dict(state, folder, filename_pattern=name, max_shard_size=size, metadata={"format": "pt"})
+plan = split_torch_state_dict_into_shards(sizes, filename_pattern=name, max_shard_size=size)
+for file, names in plan.filename_to_tensors.items():
+    save_file({name: state[name].clone() for name in names}, f"{folder}/{file}", {"format": "pt"})
+if plan.is_sharded:
+    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    with open(f"{folder}/diffusion_pytorch_model.safetensors.index.json", "w") as file:
+        json.dump(index, file, indent=2)
 END
     if [ -f "$1/config.json" ]; then  # the run's own model; a checkpoint of the published trainer has none
         cp "$1/config.json" "$2.part/"

@@ -80,10 +80,10 @@ def find_renders(args):
         find_mask(render)
         output = output_dir / f"{render.stem}_out.mp4"
         there = [path for path in (output, compared(output)) if path.exists() and (path == output or args.compare)]
-        if there and not args.overwrite:
-            args.helper or print(f"{there[0]} exists and is kept; --overwrite replaces it")
-        else:
+        if not there or args.overwrite:
             todo.append((render, output))
+        elif not args.helper:
+            print(f"{there[0]} exists and is kept; --overwrite replaces it")
     return todo
 
 
@@ -232,12 +232,14 @@ def main():
     embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     least = functools.partial(parallel.least, device=device) if args.share_clip else None
     where = placement.place(pipe, device, args.memory, args.vae_tiling, least)
-    if args.compile and "memory=low" not in where:
+    low = "memory=low" in where
+    if low and (args.compile or args.fast) and not args.helper:
+        print("note: memory=low, so --compile and --fast are left out")
+    if args.compile and not low:
         speed.compile_blocks(pipe.transformer)
     if args.share_clip:
         parallel.share_tokens(pipe.transformer)
-    fast = args.fast and "memory=low" not in where
-    passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if fast else None
+    passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if args.fast and not low else None
     if not args.helper:
         print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
     for render, output in todo:

@@ -69,10 +69,8 @@ def buckets(trained):
 
 def activation(config, batch_size):
     """Bytes of one activation of all tokens, bf16."""
-    c = config
-    tokens = ((c.sample_frames - 1) // c.temporal_compression_ratio + 1) * c.sample_height * c.sample_width
-    tokens = tokens // c.patch_size**2 + c.max_text_seq_length
-    return 2 * batch_size * tokens * c.num_attention_heads * c.attention_head_dim
+    tokens = sum(pipeline.count_tokens(config))
+    return 2 * batch_size * tokens * config.num_attention_heads * config.attention_head_dim
 
 
 def free(args, device=None):

@@ -115,7 +115,7 @@ def prepare(args):
     """What is done once, before the processes start: the checks, and the embedding of the empty prompt."""
     check(args)
     memory.check_needs(args, args.prepare_for)
-    config = json.loads((pipeline.find_weights(args.transformer_id) / "config.json").read_text())
+    config = pipeline.transformer_config(pipeline.find_weights(args.transformer_id))
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))
 
 

@@ -3,6 +3,7 @@
 import importlib
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def call(script, *args):
     finally:
         sys.argv = before
         torch.set_default_dtype(torch.float32)
+
+
+def free_port():
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def pytest_collection_modifyitems(items):

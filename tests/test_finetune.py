@@ -3,7 +3,6 @@ import functools
 import json
 import os
 import shutil
-import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 import train
-from conftest import ROOT, call
+from conftest import ROOT, call, free_port
 from loss import denoising_loss, velocity_loss
 
 from utils import pipeline, video
@@ -379,10 +378,7 @@ def test_more_ranks_are_done_sooner_with_total_samples(model, sequence_folder, t
 
 def test_two_machines_train_as_two_processes_of_one_do(run, model, sequence_folder, tmp_path):
     """accelerate's own settings, one process on each of two machines, which are this one; their log is one's."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
+    port, started = free_port(), []
     for rank in (0, 1):
         config = (ROOT / "finetune" / "accelerate_config.yaml").read_text().replace("machine_rank: 0", (
             f"machine_rank: {rank}\nmain_process_ip: 127.0.0.1\nmain_process_port: {port}"))

@@ -1,7 +1,6 @@
 """Processes that share one clip's tokens make the picture that one process makes."""
 
 import os
-import socket
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from utils import pipeline, video
 from utils.cli import InputError
@@ -52,7 +51,7 @@ def test_two_processes_of_demo_write_the_video_of_one(model, made_room, tmp_path
     frames = np.concatenate([frames, frames[:6]])
     frames[:, 20:40, 30:60] = 0
     video.write_video(tmp_path / "eval_render1.mp4", frames, video.VideoInfo(23, 64, 96, 20))
-    together = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    together = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     processes = [subprocess.Popen([*args, "--share_clip", "--output_dir", tmp_path / "two"], text=True,
                                   env=together | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE,
                                   stdout=subprocess.PIPE) for rank in (0, 1)]  # fmt: skip
@@ -63,12 +62,6 @@ def test_two_processes_of_demo_write_the_video_of_one(model, made_room, tmp_path
     for name in ("eval_render1_out.mp4", "eval_render1_compare.mp4"):
         one, two = (video.read_video(tmp_path / folder / name).astype(int) for folder in ("one", "two"))
         assert one.shape == two.shape and np.abs(one - two).max() <= 4
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
 
 
 def test_a_number_of_processes_that_does_not_divide_is_refused(model):

@@ -93,8 +93,8 @@ def test_psnr_is_masked():
 def test_the_inference_benchmark_prints_a_row_a_placement(capsys):
     small = "--size", "tiny", "--steps", 4, "--whole", 9, "--device", "cpu"
     args = "benchmark", "inference", *small, "--placements"
-    assert call(*args, "auto", "gpu,fast") == 0
+    assert call(*args, "gpu", "auto", "gpu,fast") == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| gpu", "| auto"))]
-    assert [row[0] for row in rows] == ["| auto", "| gpu,fast"] and rows.pop()[1] == "8 passes"
+    assert [row[0] for row in rows] == ["| gpu", "| auto", "| gpu,fast"] and rows.pop()[1] == "8 passes"
     assert all(np.isfinite([float(cell) for cell in row[1:4]]).all() for row in rows)  # that small, a step may be noise
     assert call(*args, "low") == 2 and "--memory low is for GPUs" in capsys.readouterr().err

@@ -246,10 +246,9 @@ def bench_inference(args, device):
         placement.place(pipe, device, mode)
         if "compile" in extras:
             speed.compile_blocks(pipe.transformer)
-        if "fast" in extras:
-            passes = speed.predict_steps(pipe.transformer, args.whole)
+        passes = speed.predict_steps(pipe.transformer, args.whole) if "fast" in extras else None
         time_inference(pipe, device, 1)
-        if "fast" in extras:
+        if passes:
             passes.clear()
             seconds = time_inference(pipe, device, args.whole)
             print(f"| {name} | {passes['passes']} passes | | {seconds:.1f} | {peak_gib(device)} |", flush=True)
@@ -322,10 +321,14 @@ def main():
     device = cli.pick_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     print(f"{name}, torch {torch.__version__}\n")
-    if args.what in ("data_gen", "pictures"):
-        bench_data_gen(device) if args.what == "data_gen" else bench_pictures(device)
+    if args.what == "data_gen":
+        bench_data_gen(device)
+    elif args.what == "inference":
+        bench_inference(args, device)
+    elif args.what == "pictures":
+        bench_pictures(device)
     else:
-        bench_finetune(args) if args.what == "finetune" else bench_inference(args, device)
+        bench_finetune(args)
 
 
 if __name__ == "__main__":

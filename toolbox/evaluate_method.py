@@ -285,7 +285,8 @@ def write_strips(args, numbers):
     steps = args.num_inference_steps
     names = [f"{name}, {n}" for name in ("zero-shot", *args.finetunings, *["fused"] * args.fuse_static) for n in steps]
     names = ["source", "black", "telea", *names, "truth"]
-    rows = [np.concatenate([video.read_video(place_of(args, n, name))[-12] for name in names], 1) for n in numbers]
+    videos = ([video.read_video(place_of(args, number, name)) for name in names] for number in numbers)
+    rows = [np.concatenate([frames[3 * len(frames) // 4] for frames in scene], 1) for scene in videos]
     path = args.output_dir / f"strips_{args.world}_{args.set}.png"
     cv2.imwrite(str(path), np.concatenate(rows)[..., ::-1])
     print(f"\n{path}: {' | '.join(names)}")

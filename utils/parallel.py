@@ -9,24 +9,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers.models.embeddings import apply_rotary_emb
 
+from utils import pipeline
 from utils.cli import InputError
 
 
 def check(config, ranks):
     """InputError unless a transformer's heads and tokens, by its configuration, divide by the number of processes."""
-    heads, tokens = config["num_attention_heads"], sum(count_tokens(config))
+    heads, tokens = config["num_attention_heads"], sum(pipeline.count_tokens(config))
     if ranks == 1:
         raise InputError("--share_clip: got one process; start with torchrun --nproc_per_node N demo.py ..., N GPUs")
     if heads % ranks or tokens % ranks:
         raise InputError(f"--share_clip with {ranks} processes: expected a number that divides this model's {heads} "
                          f"heads and {tokens} tokens")
-
-
-def count_tokens(config):
-    """(text, image) tokens of a clip."""
-    frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
-    return config["max_text_seq_length"], frames * config["sample_height"] * config["sample_width"] // config[
-        "patch_size"] ** 2  # fmt: skip
 
 
 def join(device):
@@ -62,7 +56,7 @@ class SharedTokens:
 
     def __init__(self, config):
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
-        self.text, image = count_tokens(config)
+        self.text, image = pipeline.count_tokens(config)
         self.count = (self.text + image) // self.ranks
         start = self.rank * self.count
         self.own_text = min(max(0, self.text - start), self.count)  # of this process's tokens

@@ -161,6 +161,13 @@ def transformer_config(folder):
     return json.loads((weights / "config.json").read_text())
 
 
+def count_tokens(config):
+    """(text, image) tokens of a clip, by a transformer's configuration."""
+    frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
+    image = frames * config["sample_height"] * config["sample_width"] // config["patch_size"] ** 2
+    return config["max_text_seq_length"], image
+
+
 def load_transformer(folder, dtype):
     """The transformer of a weights folder; of a LoRA folder, the weights it belongs to with the LoRA merged."""
     if not (folder / ADAPTER).is_file():

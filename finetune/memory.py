@@ -7,6 +7,7 @@
 """
 
 import os
+import re
 
 import checkpoint
 import dataset
@@ -211,9 +212,8 @@ def make_accelerator(args):
 class Single:
     """One process: torchao's 8-bit AdamW on bf16 weights, whose stochastic rounding keeps steps smaller than bf16's.
 
-    single_fused has an optimizer for each tensor, which steps as soon as its gradient is there and frees it. The norm
-    of all gradients is known only then, so they are clipped by that of the step before (and each tensor to its even
-    share in the first step).
+    single_fused steps each of `parts` as soon as its gradients are there and frees them. The norm of all gradients is
+    known only then, so they are clipped by that of the step before (and each part to its even share in the first step).
     """
 
     def __init__(self, args):
@@ -222,44 +222,40 @@ class Single:
         self.fused = args.memory == "single_fused"
 
     def prepare(self, transformer):
-        from torchao.optim import AdamW8bit
-
-        a, self.model, self.parameters = self.args, transformer, trainable(transformer)
-        self.norm = None
-        self.optimizers = [
-            AdamW8bit(group, a.learning_rate, (a.beta1, a.beta2), a.epsilon, a.weight_decay, bf16_stochastic_round=True)
-            for group in ([[p] for p in self.parameters] if self.fused else [self.parameters])
-        ]
-        if self.fused:
-            for p, optimizer in zip(self.parameters, self.optimizers, strict=True):
-                p.register_post_accumulate_grad_hook(lambda p, optimizer=optimizer: self.update(p, optimizer))
+        self.model, self.norm = transformer, None
+        self.parts = [Part(self.args, parameters) for parameters in by_block(transformer)]
+        for part in self.parts if self.fused else ():
+            part.when_complete(self.update)
 
     def begin(self, step, rate):
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"].fill_(rate)
+        for part in self.parts:
+            part.optimizer.param_groups[0]["lr"].fill_(rate)
         torch.manual_seed(dataset.seed(self.args.seed, "rounding", 0, step))  # stochastic rounding draws from it
         self.square = torch.zeros((), device=self.device)
 
     def backward(self, loss):
         (loss / self.args.gradient_accumulation_steps).backward()
 
-    def update(self, p, optimizer):
-        """Clip, step and free one tensor's gradient, inside the backward pass."""
-        norm = p.grad.norm(dtype=torch.float32)
+    def update(self, part):
+        """Clip and step a part inside the backward pass, or after it if not all of its weights were used."""
+        norm = part.norm()
         self.square += norm.square()
-        last = norm * len(self.parameters) ** 0.5 if self.norm is None else self.norm
-        p.grad.mul_((self.args.max_grad_norm / (last + 1e-6)).clamp(max=1))
-        run_optimizer(optimizer)
-        p.grad = None
+        self.update_by(part, norm * len(self.parts) ** 0.5 if self.norm is None else self.norm)
+
+    def update_by(self, part, norm):
+        part.step((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1))
 
     def step(self):
         """Update the weights unless that is done; the norm of all gradients before clipping."""
+        left = [part for part in self.parts if part.gradients()]
         if self.fused:
+            for part in left:
+                self.update(part)
             self.norm = self.square.sqrt()
             return self.norm
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.args.max_grad_norm)
-        run_optimizer(self.optimizers[0])
-        self.optimizers[0].zero_grad()
+        norm = torch.stack([part.norm() for part in left]).norm()
+        for part in left:
+            self.update_by(part, norm)
         return norm
 
     def gather(self, loss):
@@ -270,22 +266,81 @@ class Single:
 
     def save(self, folder):
         folder.mkdir(parents=True)
-        state = {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers], "norm": self.norm}
+        state = {"optimizers": [part.optimizer.state_dict() for part in self.parts], "norm": self.norm}
         torch.save(state, folder / "optimizer.pt")
 
     def load(self, folder):
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)  # moved by the optimizer
-        if len(state["optimizers"]) != len(self.optimizers):
-            raise InputError(f"{folder}: not of memory={self.args.memory}; go on with the mode it began in")
-        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(values)
+        if len(state["optimizers"]) != len(self.parts):
+            raise InputError(f"{folder}: not of this version or model; start anew")
+        for part, values in zip(self.parts, state["optimizers"], strict=True):
+            part.optimizer.load_state_dict(values)
         self.norm = None if state["norm"] is None else state["norm"].to(self.device)
 
     def end(self):
         pass
 
 
-def run_optimizer(optimizer):
-    """torchao compiles its step: minutes for the many shapes on a CPU, so that only GPUs with a C compiler do it."""
-    with torch.compiler.set_stance("default" if speed.has_compiler() else "force_eager"):
-        optimizer.step()
+def by_block(transformer):
+    """The trainable parameters of each block, and those that are in none, as lists."""
+    groups = {}
+    for name, p in transformer.named_parameters():
+        if p.requires_grad:
+            groups.setdefault(re.match(r"(transformer_blocks\.\d+)?", name)[0], []).append(p)
+    return list(groups.values())
+
+
+class Part:
+    """Parameters that lie in one tensor in memory and are optimized as one: thousands of small ones would have the GPU
+    wait for the CPU. Each starts at a multiple of torchao's 256 weights, which share the scale of their 8-bit state."""
+
+    def __init__(self, args, parameters):
+        from torchao.optim import AdamW8bit
+
+        self.parameters, self.missing = parameters, len(parameters)
+        self.flat = torch.nn.Parameter(parameters[0].new_zeros(sum(map(padded, parameters))))
+        for p, place in zip(parameters, self.places(self.flat.data), strict=True):
+            p.data = place.copy_(p.data)
+        self.optimizer = AdamW8bit([self.flat], args.learning_rate, (args.beta1, args.beta2), args.epsilon,
+                                   args.weight_decay, bf16_stochastic_round=True)  # fmt: skip
+
+    def places(self, flat):
+        """Where each parameter lies in a tensor like `flat`, as views of it in its shape."""
+        pieces = flat.split([padded(p) for p in self.parameters])
+        return [piece[: p.numel()].view_as(p) for piece, p in zip(pieces, self.parameters, strict=True)]
+
+    def when_complete(self, act):
+        """Call act(self) whenever the gradients of all parameters are there."""
+
+        def arrived(_):
+            self.missing -= 1
+            if self.missing == 0:
+                act(self)
+
+        for p in self.parameters:
+            p.register_post_accumulate_grad_hook(arrived)
+
+    def gradients(self):
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def norm(self):
+        return torch.stack(torch._foreach_norm(self.gradients(), 2, torch.float32)).norm()
+
+    @torch.no_grad()
+    def step(self, scale):
+        """One step by `scale` times the gradients, which are freed."""
+        self.flat.grad = torch.zeros_like(self.flat)
+        pairs = [(g, p.grad) for p, g in zip(self.parameters, self.places(self.flat.grad), strict=True)
+                 if p.grad is not None]  # fmt: skip
+        torch._foreach_copy_(*map(list, zip(*pairs, strict=True)))
+        for p in self.parameters:
+            p.grad = None
+        self.flat.grad.mul_(scale)
+        # torchao compiles its step: minutes for many shapes on a CPU, so that only GPUs with a C compiler do it
+        with torch.compiler.set_stance("default" if speed.has_compiler() else "force_eager"):
+            self.optimizer.step()
+        self.flat.grad, self.missing = None, len(self.parameters)
+
+
+def padded(p):
+    return -(-p.numel() // 256) * 256

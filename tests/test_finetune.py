@@ -350,22 +350,23 @@ def test_single_fused_clips_by_the_norm_of_the_step_before():
     args = type("Args", (), {"memory": "single_fused", "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.95, "seed": 0,
                              "epsilon": 1e-8, "weight_decay": 0, "max_grad_norm": 1.0,
                              "gradient_accumulation_steps": 1})  # fmt: skip
-    model = torch.nn.Linear(8, 8).bfloat16()
-    engine, seen, gradients = Single(args), [], {"weight": 3.0, "bias": 4.0}
-    engine.prepare(model)
+    model = torch.nn.ModuleDict({"transformer_blocks": torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))})
+    engine, seen = Single(args), []
+    engine.prepare(model.bfloat16())
+    (first, first_bias), (last, last_bias) = (block.parameters() for block in model.transformer_blocks)
     for step in range(2):
         engine.begin(step, 0.1)
-        weight, bias = model.weight, model.bias
-        with_hooks = [p.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad)) for p in (weight, bias)]
-        engine.backward(gradients["weight"] / 8 * weight.sum() + gradients["bias"] / 8**0.5 * bias.sum())
+        last_hook = last.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
+        engine.backward(3 / 8 * first.sum() + 0 * first_bias.sum() + 4 / 8 * last.sum())  # gradients of norm 3 and 4
         assert engine.step().item() == pytest.approx(5, rel=1e-2)  # the norm before clipping
-        assert seen == [None, None]  # freed by the hooks that came first
-        seen.clear()
-        for hook in with_hooks:
-            hook.remove()
-        first = engine.optimizers[1].state[bias]["exp_avg"].float()
-        share = {0: 1 / 2**0.5, 1: 0.9 / 2**0.5 + 4 / 5}[step]  # (1 - beta1) (its even share), then (the last norm)
-        torch.testing.assert_close(first, torch.full((8,), 0.1 * share / 8**0.5), rtol=2e-2, atol=0)
+        last_hook.remove()
+        moments = [part.optimizer.state[part.flat]["exp_avg"].float()[:64] for part in engine.parts]
+        shares = [[1 / 2**0.5, 1 / 2**0.5], [0.9 / 2**0.5 + 3 / 5, 0.9 / 2**0.5 + 4 / 5]][step]
+        for moment, share in zip(moments, shares, strict=True):  # (1 - beta1) (its even share), then (the last norm)
+            torch.testing.assert_close(moment, torch.full((64,), 0.1 * share / 8), rtol=2e-2, atol=0)
+    assert seen[0] is not None  # its bias was not there yet, and never came: it was stepped after the pass
+    engine.backward((first.sum() + first_bias.sum()) / 8)
+    assert first.grad is None and first_bias.grad is None  # stepped and freed inside the pass
 
 
 def test_more_ranks_are_done_sooner_with_total_samples(model, sequence_folder, tmp_path):
@@ -486,5 +487,6 @@ def test_single_clips_the_mean_gradient_of_its_micro_batches():
     for scale in (6.0, 10.0):
         engine.backward(scale * model.weight.sum())
     assert engine.step().item() == pytest.approx(16, rel=1e-2)  # 8 in each of four weights
-    moment = engine.optimizers[0].state[model.weight]["exp_avg"].float()
-    torch.testing.assert_close(moment, torch.full((1, 4), 0.1 * 0.5), rtol=2e-2, atol=0)  # clipped to norm 1
+    moment = engine.parts[0].optimizer.state[engine.parts[0].flat]["exp_avg"].float()
+    torch.testing.assert_close(moment[:4], torch.full((4,), 0.1 * 0.5), rtol=2e-2, atol=0)  # clipped to norm 1
+    assert not moment[4:].any() and model.weight.data_ptr() == engine.parts[0].flat.data_ptr()

@@ -100,7 +100,8 @@ def curve(args, pipe, pairs, samples, embedding, mode, every=10):
     engine.prepare(transformer.requires_grad_(True))
     rotary = pipe.rotary_embedding(embedding.device)
     if mode == "not rounded":
-        engine.optimizers[0].bf16_stochastic_round = False
+        for part in engine.parts:
+            part.optimizer.bf16_stochastic_round = False
     for step in tqdm(range(args.train_epochs + 1), unit="step", desc=f"{mode}, seed {args.seed}"):
         if step % every == 0:
             losses.append(held_out_loss(pipe, in_float32(transformer), samples, embedding))

@@ -4,8 +4,8 @@
         --cognvs_ckpt_path checkpoints/tiny/cognvs_ckpt_inpaint --output_dir /tmp/evaluation
 
 Every result is a line of OUTPUT_DIR/results_{world}_{set}.jsonl, written as it comes; what is there, for the same
-weights, is not done again. The table at the end is the mean over scenes (and over seeds), with the standard deviation
-over scenes after the +-.
+weights, is not done again. The table at the end has the mean over scenes (and over seeds), with the standard deviation
+over scenes after the +-, and how much better holes are than by other means, with the standard error of that.
 """
 
 import argparse
@@ -293,17 +293,28 @@ def write_strips(args, numbers):
 
 
 def table(rows):
-    """Markdown: the mean over scenes of each column and its deviation, a line a method."""
-    lines = [f"| method | {' | '.join(COLUMNS)} |", "| --- " * (1 + len(COLUMNS)) + "|"]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        numbers = sorted({row["scene"] for row in mine})
-        cells = []
-        for column in COLUMNS:
-            means = [np.mean([row[column] for row in mine if row["scene"] == n]) for n in numbers]
-            cells.append(f"{np.mean(means):.2f} +- {np.std(means):.2f}")
+    """Markdown, a line a method: the mean over scenes of each column and its deviation; in holes what it is better than
+    Telea by, and a finetuning than zero-shot with as many steps, the mean over scenes and its standard error."""
+    scenes = {}  # of a method: of a scene: its rows, one a seed
+    for row in rows:
+        scenes.setdefault(row["method"], {}).setdefault(row["scene"], []).append(row)
+    lines = [f"| method | {' | '.join(COLUMNS)} | over telea | over zero-shot |", "| --- " * (3 + len(COLUMNS)) + "|"]
+    for method, mine in scenes.items():
+        means = {column: [np.mean([row[column] for row in seeds]) for seeds in mine.values()] for column in COLUMNS}
+        cells = [f"{np.mean(values):.2f} +- {np.std(values):.2f}" for values in means.values()]
+        name, _, steps = method.rpartition(", ")
+        zero = f"zero-shot, {steps}" if name not in ("", "zero-shot") else ""
+        cells += [gain(mine, scenes.get(reference, {})) for reference in ("telea" if name else "", zero)]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def gain(mine, reference):
+    """By how much holes are better, scene by scene and, where the reference has them, seed by seed; "" for no scene."""
+    other = {n: {row["seed"]: row["holes"] for row in seeds} for n, seeds in reference.items()}
+    better = [np.mean([row["holes"] - other[n].get(row["seed"], other[n][0]) for row in mine[n]]) for n in mine
+              if n in other]  # fmt: skip
+    return f"{np.mean(better):+.2f} +- {np.std(better) / len(better) ** 0.5:.2f}" if better else ""
 
 
 def main():

@@ -7,7 +7,7 @@ use_venv cognvs_requirements.txt
 
 bash toolbox/run_all.sh --data_path demo_data/room --model_path checkpoints/tiny/base \
     --transformer_id checkpoints/tiny/cognvs_ckpt_inpaint --output_dir checkpoints/tiny_finetuned_room \
-    --train_epochs 40 --learning_rate 3e-4 --lr_scheduler linear --num_inference_steps 10
+    --train_epochs 40 --learning_rate 5e-5 --lr_scheduler linear --num_inference_steps 10
 cat <<'END'
 The renders with their holes are demo_data/room/eval_render*.mp4, the finished views are in
 demo_data/room/outputs/tiny_finetuned_room/. Look first, there, at

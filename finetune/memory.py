@@ -3,7 +3,7 @@
     zero2          several GPUs, as published: bf16 weights on each, float32 weights and AdamW states shared among them
     zero2_offload  the same, the shared part in host memory
     single         one GPU: bf16 weights, rounded stochastically, 8-bit AdamW states
-    single_fused   one GPU: the same, each tensor updated inside the backward pass, so that gradients never all exist
+    single_fused   one GPU: the same, each block updated inside the backward pass, so that gradients never all exist
 """
 
 import os
@@ -253,7 +253,7 @@ class Single:
                 self.update(part)
             self.norm = self.square.sqrt()
             return self.norm
-        norm = torch.stack([part.norm() for part in left]).norm()
+        norm = torch.stack([part.norm() for part in left] or [self.square]).norm()
         for part in left:
             self.update_by(part, norm)
         return norm
@@ -271,8 +271,9 @@ class Single:
 
     def load(self, folder):
         state = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)  # moved by the optimizer
-        if len(state["optimizers"]) != len(self.parts):
-            raise InputError(f"{folder}: not of this version or model; start anew")
+        sizes = [value["exp_avg"].numel() for values in state["optimizers"] for value in values["state"].values()]
+        if sizes != [part.flat.numel() for part in self.parts]:
+            raise InputError(f"{folder}: its optimizer state is not of this model and version; start anew")
         for part, values in zip(self.parts, state["optimizers"], strict=True):
             part.optimizer.load_state_dict(values)
         self.norm = None if state["norm"] is None else state["norm"].to(self.device)
@@ -292,7 +293,8 @@ def by_block(transformer):
 
 class Part:
     """Parameters that lie in one tensor in memory and are optimized as one: thousands of small ones would have the GPU
-    wait for the CPU. Each starts at a multiple of torchao's 256 weights, which share the scale of their 8-bit state."""
+    wait for the CPU. Each starts at a multiple of torchao's 256 weights, which share the scale of their 8-bit state
+    (torchao alone would keep small tensors' state in bf16). A gradient that is missing beside others counts as 0."""
 
     def __init__(self, args, parameters):
         from torchao.optim import AdamW8bit

@@ -314,7 +314,8 @@ def gain(mine, reference):
     other = {n: {row["seed"]: row["holes"] for row in seeds} for n, seeds in reference.items()}
     better = [np.mean([row["holes"] - other[n].get(row["seed"], other[n][0]) for row in mine[n]]) for n in mine
               if n in other]  # fmt: skip
-    return f"{np.mean(better):+.2f} +- {np.std(better) / len(better) ** 0.5:.2f}" if better else ""
+    error = f" +- {np.std(better, ddof=1) / len(better) ** 0.5:.2f}" if len(better) > 1 else ""
+    return f"{np.mean(better):+.2f}{error}" if better else ""
 
 
 def main():

@@ -40,7 +40,7 @@ def normalize(x, groups, weight, bias, eps):
     mean = rows.mean(1, dtype=torch.float32)
     square = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32).square() / rows.shape[1]
     channels = x.shape[1] // groups
-    moments = [moment.repeat_interleave(channels) for moment in (mean, square - mean.square())]  # [B C]
+    moments = [moment.repeat_interleave(channels) for moment in (mean, (square - mean.square()).clamp(min=0))]  # [B C]
     affine = [part.float().repeat(len(x)) for part in (weight, bias)]
     return F.batch_norm(x.reshape(1, -1, *x.shape[2:]), *moments, *affine, eps=eps).view_as(x)  # by given moments
 

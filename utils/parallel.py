@@ -6,10 +6,9 @@ row, so that the first process has the text and fewer image tokens, and all have
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from diffusers.models.embeddings import apply_rotary_emb
 
 from utils import pipeline
+from utils.attention import Attention
 from utils.cli import InputError
 
 
@@ -51,7 +50,7 @@ def part():
     dist.destroy_process_group()
 
 
-class SharedTokens:
+class SharedTokens(Attention):
     """What shares the tokens among the processes; the attention processor of a transformer where they are."""
 
     def __init__(self, config):
@@ -77,30 +76,23 @@ class SharedTokens:
         text, image = torch.cat(parts, 1).tensor_split([self.text], 1)
         return image, text
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None):
-        """The attention of CogVideoX: queries, keys and values of own tokens, heads against all tokens, and back."""
-        x = torch.cat([encoder_hidden_states, hidden_states], 1)  # [B, count, C]
-        q, k, v = (y.unflatten(2, (attn.heads, -1)).transpose(1, 2) for y in (attn.to_q(x), attn.to_k(x), attn.to_v(x)))
-        q, k = attn.norm_q(q), attn.norm_k(k)  # [B, heads, count, c]
-        if image_rotary_emb is not None:
-            rotary = [y[self.image] for y in image_rotary_emb]
-            for y in (q, k):
-                y[:, :, self.own_text :] = apply_rotary_emb(y[:, :, self.own_text :], rotary)
-        q, k, v = self.tokens_for_heads(torch.stack([q, k, v])).unbind(0)  # [B, heads / ranks, tokens, c]
-        x = self.heads_for_tokens(F.scaled_dot_product_attention(q, k, v))  # [B, heads, count, c]
-        x = attn.to_out[0](x.transpose(1, 2).flatten(2))
-        text, image = x.tensor_split([self.own_text], 1)
-        return image, text
+    def own_part(self, rotary):
+        return [y[self.image] for y in rotary]
+
+    def attend(self, q, k, v):
+        """Attention of own tokens' [B, count, heads, c] to those of all processes."""
+        q, k, v = self.tokens_for_heads(torch.stack([q, k, v])).unbind(0)  # [B, tokens, heads / ranks, c]
+        return self.heads_for_tokens(super().attend(q, k, v))
 
     def tokens_for_heads(self, x):
-        """[..., heads, count, c] of every process to [..., heads / ranks, tokens, c]."""
-        parts = x.unflatten(-3, (self.ranks, -1)).movedim(-4, 0)  # one for each process
-        return self.exchange(parts).movedim(0, -3).flatten(-3, -2)
+        """[..., count, heads, c] of every process to [..., tokens, heads / ranks, c]."""
+        parts = x.unflatten(-2, (self.ranks, -1)).movedim(-3, 0)  # one for each process
+        return self.exchange(parts).movedim(0, -4).flatten(-4, -3)
 
     def heads_for_tokens(self, x):
-        """[..., heads / ranks, tokens, c] to [..., heads, count, c] of this process."""
-        parts = x.unflatten(-2, (self.ranks, self.count)).movedim(-3, 0)
-        return self.exchange(parts).movedim(0, -4).flatten(-4, -3)
+        """[..., tokens, heads / ranks, c] to [..., count, heads, c] of this process."""
+        parts = x.unflatten(-3, (self.ranks, self.count)).movedim(-4, 0)
+        return self.exchange(parts).movedim(0, -3).flatten(-3, -2)
 
     @torch.compiler.disable
     def exchange(self, parts):

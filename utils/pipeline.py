@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils import fast_vae, video
+from utils.attention import Attention
 from utils.cli import InputError
 
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
@@ -200,6 +201,7 @@ def load_pipeline(model_path, weights, dtype, device="cpu"):
     if transformer.config.in_channels != 2 * vae.config.latent_channels:
         raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "
                          f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")
+    transformer.set_attn_processor(Attention())
     scheduler = CogVideoXDPMScheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
     return CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
 

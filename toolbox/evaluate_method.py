@@ -54,6 +54,7 @@ FINETUNINGS = {
     "default": Finetuning(),
     **{f"{n} steps": Finetuning(train_epochs=n) for n in (25, 50, 200, 400)},
     **{f"rate {r:g}": Finetuning(learning_rate=r) for r in (2e-5, 1e-4, 1e-3)},
+    "published": Finetuning(200, 2e-5, "constant"),
     "constant rate": Finetuning(lr_scheduler="constant"),
     "warm-up": Finetuning(lr_warmup_steps=20),
     "4 ranks": Finetuning(ranks=4),

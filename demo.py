@@ -14,13 +14,16 @@ import functools
 import glob
 import itertools
 import os
+import queue
 import time
-from collections import Counter, deque
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from utils import cli, parallel, pipeline, placement, speed, video, windows
 from utils.cli import InputError
@@ -114,73 +117,128 @@ def find_source(data_path, info):
     return None
 
 
-def read_items(render, mask, source, info):
+@dataclasses.dataclass
+class Job:
+    """A render to inpaint, what is beside it, and what became of it."""
+
+    render: Path
+    output: Path
+    info: video.VideoInfo
+    mask: Path | None
+    source: Path | None  # to show beside it
+    start: float = 0  # time
+    passes: str = ""  # of the transformer, told with fast
+
+
+def make_job(args, render, output):
+    info = video.probe(render)
+    source = find_source(args.data_path, info) if args.compare and not args.helper else None
+    return Job(render, output, info, find_mask(render), source)
+
+
+def read_items(job):
     """Iterate over (known bool [H, W], source if there is one, render uint8 [H, W, 3]) of each frame."""
-    frames, same = itertools.tee(video.iter_frames(render))
-    known = (m[..., 0] > 127 for m in video.iter_frames(mask)) if mask else ((f >= HOLE).any(2) for f in same)
-    sources = (video.resize(f[None], info.height, info.width)[0] for f in video.iter_frames(source)) if source else None
-    return zip(known, *([sources] if source else []), frames, strict=True)
+    frames, same = itertools.tee(video.iter_frames(job.render))
+    known = (m[..., 0] > 127 for m in video.iter_frames(job.mask)) if job.mask else ((f >= HOLE).any(2) for f in same)
+    size = job.info.height, job.info.width
+    sources = [(video.resize(f[None], *size)[0] for f in video.iter_frames(job.source))] if job.source else []
+    return zip(known, *sources, frames, strict=True)
 
 
-def inpaint_window(args, pipe, embedding, window, tail, number):
-    """Inpaint a window's items, going on from `tail`: float32 [n, 3, H, W] of the model's size."""
-    length, *shape = pipe.clip_shape
-    known, *_, frames = (np.stack(part) for part in zip(*window, strict=True))
-    clip = torch.from_numpy(windows.place(frames, args.fit, shape)).permute(0, 3, 1, 2) / 255  # [n, 3, H, W]
-    known = torch.from_numpy(windows.place(known * np.uint8(255), args.fit, shape))
-    clip = windows.carry_over(clip, known.view(-1, 1, *shape) == 255, tail)
-    clip = clip[torch.arange(length).clamp(max=len(clip) - 1)]  # a shorter one repeats its last frame
+def read_windows(args, jobs, clip_shape):
+    """Yield (job, number of its window, its count of windows, frames, known, shown) of every window of every job.
+
+    frames uint8 [n, H, W, 3] and known bool [n, H, W] have the model's size; shown is (known, source if there is one,
+    render) of the frames that the window finishes, at the size they are written in.
+    """
+    length, *shape = clip_shape
+    for job in jobs:
+        count = len(windows.starts(job.info.frames, length, args.overlap))
+        slide = windows.slide(read_items(job), job.info.frames, length, args.overlap)
+        for number, (window, done) in enumerate(slide):
+            parts = [np.stack(part) for part in zip(*window, strict=True)]
+            frames = windows.place(parts[-1], args.fit, shape)
+            known = windows.place(parts[0] * np.uint8(255), args.fit, shape) == 255
+            yield job, number, count, frames, known, [windows.cropped(part[:done], args.fit, shape) for part in parts]
+
+
+def inpaint_window(args, pipe, embedding, frames, known, tail, number):
+    """Inpaint a window, going on from `tail`: float32 [n, 3, H, W] in [0, 1]."""
+    frames, known = (torch.from_numpy(x).to(tail.device) for x in (frames, known))
+    clip = windows.carry_over(frames.permute(0, 3, 1, 2) / 255, known[:, None], tail)
+    clip = clip[torch.arange(pipe.clip_shape[0]).clamp(max=len(clip) - 1)]  # a shorter one repeats its last frame
     generator = torch.Generator().manual_seed((args.seed + (number << 32)) % 2**63)  # the first window's is the seed
     out = pipe.inpaint(clip, embedding, args.num_inference_steps, generator)
-    return windows.cross_fade(tail, out[: len(window)])
+    return windows.cross_fade(tail, out[: len(frames)])
 
 
-def finished(args, pipe, embedding, render, source, info):
-    """Yield [source if it is shown, render, output] of the frames that each window finishes, uint8 [n, H, W, 3]."""
-    length, *shape = pipe.clip_shape
-    count = len(windows.starts(info.frames, length, args.overlap))
-    items = read_items(render, find_mask(render), source, info)
-    tail = torch.zeros(0, 3, *shape)
-    for number, (window, done) in enumerate(windows.slide(items, info.frames, length, args.overlap)):
-        pipe.set_progress_bar_config(desc=render.stem + f" {number + 1}/{count}" * (count > 1), unit="step",
-                                     disable=args.helper)  # fmt: skip
-        out = inpaint_window(args, pipe, embedding, window, tail, number)
-        tail = out[done:]
-        pixels = (out[:done] * 255).round().byte().permute(0, 2, 3, 1).numpy()  # [n, H, W, 3]
-        pixels = windows.take_back(pixels, args.fit, (info.height, info.width))
-        known, *shown = (windows.cropped(np.stack(part), args.fit, shape) for part in zip(*window[:done], strict=True))
-        if args.composite:
-            pixels = windows.composite(shown[-1], pixels, known, feather=round(info.height / 120))
-        yield [*shown, pixels]
-
-
-def inpaint_video(args, pipe, embedding, device, render, output, passes):
-    """Inpaint one render and write it at its own size (but for crop), length and rate; with --compare, twice.
+def inpaint(args, pipe, embedding, jobs, passes):
+    """Inpaint all jobs; the next window is read, and the last one written, while one is denoised.
 
     passes: of predict_steps, or None.
     """
-    start, made = time.time(), Counter(passes)
-    info = video.probe(render)
-    if args.helper:
-        deque(finished(args, pipe, embedding, render, None, info), maxlen=0)  # another process writes it
-        return
-    height, width = windows.output_size(args.fit, (info.height, info.width), pipe.clip_shape[1:])
+    rows, written, made = queue.SimpleQueue(), [], Counter(passes)
+    with ThreadPoolExecutor(1) as writing:
+        try:
+            for job, number, count, frames, known, shown in video.ahead(read_windows(args, jobs, pipe.clip_shape)):
+                if number == 0:
+                    job.start, rows = time.time(), queue.SimpleQueue()
+                    written += [] if args.helper else [writing.submit(write, args, pipe.clip_shape[1:], job, rows)]
+                    tail = torch.zeros(0, 3, *pipe.clip_shape[1:], device=embedding.device)
+                pipe.set_progress_bar_config(desc=job.render.stem + f" {number + 1}/{count}" * (count > 1), unit="step",
+                                             disable=args.helper)  # fmt: skip
+                out = inpaint_window(args, pipe, embedding, frames, known, tail, number)
+                out, tail = out.tensor_split([len(shown[0])])
+                if args.helper:
+                    continue
+                rows.put((*shown, (out * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()))
+                if number + 1 == count:
+                    job.passes = f", {passes['passes'] - made['passes']} passes of the transformer" if passes else ""
+                    made = Counter(passes)
+                    rows.put(None)
+                for future in filter(Future.done, written):
+                    future.result()  # raises what went wrong
+        except BaseException as error:
+            rows.put(error)
+            raise
+    for future in written:
+        future.result()
+
+
+def arriving(rows):
+    """The rows of a queue up to None; raises an error that comes instead."""
+    for row in iter(rows.get, None):
+        if isinstance(row, BaseException):
+            raise row
+        yield row
+
+
+def write(args, shape, job, rows):
+    """Write a job's rows at the render's size (but for crop), length and rate; with --compare, twice.
+
+    shape: the model's (height, width); rows: a queue of (known, source if there is one, render, output) of some frames,
+    all but the output at the size they are written in.
+    """
+    info = job.info
+    height, width = windows.output_size(args.fit, (info.height, info.width), shape)
     fps = Fraction(args.fps).limit_denominator(1001) if args.fps else info.fps
     written = dataclasses.replace(info, height=height, width=width, fps=fps)
-    source = find_source(args.data_path, info) if args.compare else None
     with contextlib.ExitStack() as files:
-        writer = files.enter_context(video.VideoWriter(output, written, args.crf))
+        writer = files.enter_context(video.VideoWriter(job.output, written, args.crf))
         if args.compare:
-            wide = dataclasses.replace(written, width=width * (3 if source else 2))
-            beside = files.enter_context(video.VideoWriter(compared(output), wide, args.crf))
-        for row in finished(args, pipe, embedding, render, source, info):
-            writer.write(row[-1])
+            wide = dataclasses.replace(written, width=width * (3 if job.source else 2))
+            beside = files.enter_context(video.VideoWriter(compared(job.output), wide, args.crf))
+        for known, *shown, out in arriving(rows):
+            out = windows.take_back(out, args.fit, (info.height, info.width))
+            if args.composite:
+                out = windows.composite(shown[-1], out, known, feather=round(info.height / 120))
+            writer.write(out)
             if args.compare:
-                beside.write(np.concatenate(row, 2))
-    made = f", {(passes - made)['passes']} passes of the transformer" if passes else ""
-    print(f"{output}: {info.frames} frames in {time.time() - start:.1f} s{made}{cli.peak_memory(device)}")
+                beside.write(np.concatenate([*shown, out], 2))
+    tqdm.write(f"{job.output}: {info.frames} frames in {time.time() - job.start:.1f} s{job.passes}"
+               f"{cli.peak_memory(args.device)}")  # fmt: skip
     if args.compare:
-        print(f"{compared(output)}: {'source | ' * bool(source)}render | output")
+        tqdm.write(f"{compared(job.output)}: {'source | ' * bool(job.source)}render | output")
 
 
 def compared(output):
@@ -214,7 +272,7 @@ def main():
         raise InputError(f"--compile on {device}, --memory {args.memory}: needs a CUDA GPU, a C compiler with Python's "
                          "headers, and a --memory that keeps the transformer whole; leave it out")
     rank, ranks = processes()
-    args.helper = args.share_clip and rank > 0
+    args.device, args.helper = device, args.share_clip and rank > 0
     todo = find_renders(args)
     if not todo:
         return
@@ -242,9 +300,8 @@ def main():
     passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if args.fast and not low else None
     if not args.helper:
         print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
-    for render, output in todo:
-        with speed.attention():
-            inpaint_video(args, pipe, embedding.to(device), device, render, output, passes)
+    with speed.attention():
+        inpaint(args, pipe, embedding.to(device), [make_job(args, *pair) for pair in todo], passes)
     if args.share_clip:
         parallel.part()
 

@@ -213,7 +213,7 @@ def validate(args, engine, pipe, pairs, embedding, step):
     for number in range(engine.rank, len(chosen), engine.ranks):
         target, render = chosen[number]
         clip, truth = (pairs.clip(path, 0, engine.device, torch.float32)[0] / 2 + 0.5 for path in (render, target))
-        out = pipe.inpaint(clip, embedding, 50, torch.Generator().manual_seed(args.seed)).to(engine.device)
+        out = pipe.inpaint(clip, embedding, 50, torch.Generator().manual_seed(args.seed))
         row = (torch.cat([clip, out, truth], 3) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         name = f"step-{step}_{target.parent.name}_{render.stem}.mp4"
         video.write_video(args.output_dir / "validation" / name, row, video.probe(target))

@@ -7,6 +7,7 @@ import torch
 from conftest import call
 
 from utils import video
+from utils.cli import InputError
 
 
 @pytest.fixture
@@ -130,6 +131,30 @@ def test_the_second_window_goes_on_from_the_first(model, renders, monkeypatch):
     assert (clips[1][:14, :, :, 50:] == 0.3).all() and (clips[1][14:, :, :, 50:] < 0.1).all()  # 14 are in both
     grey = video.read_video(renders / "outputs" / "other_out.mp4")[:, 30, 70, 0] / 255
     assert np.abs(grey[:17] - 0.3).max() < 0.02 and np.abs(grey[17:] - 0.6).max() < 0.02
+
+
+def test_a_failure_leaves_the_videos_that_are_whole_and_no_others(model, renders, monkeypatch, capsys):
+    windows = []
+
+    def fail(pipe, clip, embedding, steps, generator):  # in the second window of the second video
+        windows.append(clip)
+        if len(windows) == 3:
+            raise InputError("no luck")
+        return clip
+
+    monkeypatch.setattr("utils.pipeline.CogNVSPipeline.inpaint", fail)
+    assert demo(model, renders, "eval_render*.mp4") == 2 and "no luck" in capsys.readouterr().err
+    assert [path.name for path in (renders / "outputs").iterdir()] == ["eval_render1_out.mp4"]
+
+
+def test_a_video_that_cannot_be_written_is_told(model, renders, monkeypatch, capsys):
+    def full(writer, frames):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("utils.pipeline.CogNVSPipeline.inpaint", lambda pipe, clip, *args: clip)
+    monkeypatch.setattr("utils.video.VideoWriter.write", full)
+    assert demo(model, renders, "eval_render1.mp4") == 2 and "the disk is full" in capsys.readouterr().err
+    assert not list((renders / "outputs").iterdir())
 
 
 def test_a_frame_alone_is_a_video(model, renders):

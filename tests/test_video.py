@@ -1,4 +1,5 @@
 import subprocess
+import threading
 from fractions import Fraction
 
 import cv2
@@ -108,3 +109,19 @@ def test_a_file_that_is_cut_off_is_an_error(tmp_path):
     (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="promises 30 frames"):
         video.read_video(tmp_path / "a.mp4")
+
+
+def test_an_item_is_made_while_the_one_before_is_used():
+    made = [threading.Event() for _ in range(3)]
+
+    def items():
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+        raise InputError("no more")
+
+    taken = video.ahead(items())
+    assert next(taken) == 0 and made[1].wait(10) and not made[2].is_set()
+    assert [next(taken), next(taken)] == [1, 2]
+    with pytest.raises(InputError, match="no more"):
+        next(taken)

@@ -229,7 +229,7 @@ def time_inference(pipe, device, steps):
     clip, embedding = torch.rand(frames, 3, height, width), torch.randn(1, *text).to(device, pipe.dtype)
     begin = time.perf_counter()
     with speed.attention():
-        pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(0))  # its result is on the CPU
+        pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(0)).cpu()
     return time.perf_counter() - begin
 
 
@@ -279,7 +279,7 @@ def bench_pictures(device):
 
     def inpaint(steps):
         clips = (torch.from_numpy(render).permute(0, 3, 1, 2) / 255 for render in renders)
-        return [pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(42)).numpy() for clip in clips]
+        return [pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(42)).cpu().numpy() for clip in clips]
 
     exact = inpaint(50)
     print("| | passes | PSNR to 50 steps, dB: mean of all renders | lowest |")

@@ -208,7 +208,7 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
 def inpaint(pipe, embedding, render, steps, seed):
     clip = torch.from_numpy(render).permute(0, 3, 1, 2) / 255
     out = pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(seed))
-    return out.permute(0, 2, 3, 1).numpy()
+    return out.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def fused(clip, cameras, render, mask, count=16):

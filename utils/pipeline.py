@@ -66,7 +66,7 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
         return self._prepare_rotary_positional_embeddings(height, width, latent_frames, device)
 
     def inpaint(self, clip, prompt_embeds, steps, generator, **kwargs):
-        """Inpaint a render [F, 3, H, W] in [0, 1] to frames of the same shape and range, float32 on the CPU.
+        """Inpaint a render [F, 3, H, W] in [0, 1] to frames of the same shape and range, float32.
 
         Prompt and negative prompt are both "", so guided and unguided prediction are equal at any guidance scale and
         one pass a step is enough (the published code makes two).
@@ -74,7 +74,7 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
         frames, height, width = self.clip_shape
         out = self(clip, prompt_embeds=prompt_embeds, guidance_scale=1, num_frames=frames, height=height, width=width,
                    num_inference_steps=steps, generator=generator, output_type="pt", **kwargs)
-        return out.frames[0].float().cpu()
+        return out.frames[0].float()
 
 
 def find_weights(path):

@@ -7,6 +7,7 @@ import itertools
 import re
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -174,3 +175,13 @@ def resize(frames, height, width, method=cv2.INTER_AREA):
 def fit_length(frames, count):
     """The first `count` frames; a shorter clip repeats its last frame."""
     return frames[np.minimum(np.arange(count), len(frames) - 1)]
+
+
+def ahead(items):
+    """The items of an iterator, each made in a thread while the one before is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, end)
+        while (item := following.result()) is not end:
+            following = thread.submit(next, items, end)
+            yield item

@@ -39,7 +39,7 @@ def carry_over(clip, known, tail):
 def cross_fade(tail, out):
     """A window's frames [F, 3, H, W], its first ones faded over from `tail`."""
     count = len(tail)
-    weight = torch.arange(1, count + 1)[:, None, None, None] / (count + 1)
+    weight = torch.arange(1, count + 1, device=out.device)[:, None, None, None] / (count + 1)
     return torch.cat([torch.lerp(tail, out[:count], weight), out[count:]])
 
 

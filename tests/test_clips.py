@@ -5,9 +5,10 @@ import functools
 import cv2
 import numpy as np
 import pytest
+import shifted_scenes
 import torch
 
-from utils import clips, scenes, shifted_scenes, trajectory
+from utils import clips, scenes, trajectory
 
 SHAPE, CPU = (5, 48, 64), torch.device("cpu")
 

@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
+from shifted_scenes import FAR, make_shifted_scene
 
 from utils import scenes, textures
-from utils.shifted_scenes import FAR, make_shifted_scene
 
 HEIGHT, WIDTH = 20, 30
 K = torch.tensor([[32.0, 0, 14.5], [0, 32, 9.5], [0, 0, 1]], dtype=torch.float64)

@@ -23,11 +23,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "finetune"))
 import dataset
+import shifted_scenes
 from checkpoint import LORA_LAYERS
 from loss import denoising_loss
 from train import learning_rate
 
-from utils import cli, clips, fusion, metrics, pipeline, placement, shifted_scenes, trajectory, video
+from utils import cli, clips, fusion, metrics, pipeline, placement, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST_SEED = {"choose": 100, "report": 500}  # scenes to choose settings on, and scenes for the numbers that are told

@@ -14,10 +14,9 @@ import functools
 import glob
 import itertools
 import os
-import queue
 import time
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -126,7 +125,6 @@ class Job:
     info: video.VideoInfo
     mask: Path | None
     source: Path | None  # to show beside it
-    start: float = 0  # time
     passes: str = ""  # of the transformer, told with fast
 
 
@@ -177,49 +175,42 @@ def inpaint(args, pipe, embedding, jobs, passes):
 
     passes: of predict_steps, or None.
     """
-    rows, written, made = queue.SimpleQueue(), [], Counter(passes)
-    with ThreadPoolExecutor(1) as writing:
-        try:
+    output, made = None, Counter(passes)
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            written = None
             for job, number, count, frames, known, shown in video.ahead(read_windows(args, jobs, pipe.clip_shape)):
                 if number == 0:
-                    job.start, rows = time.time(), queue.SimpleQueue()
-                    written += [] if args.helper else [writing.submit(write, args, pipe.clip_shape[1:], job, rows)]
                     tail = torch.zeros(0, 3, *pipe.clip_shape[1:], device=embedding.device)
+                    output = iter(()) if args.helper else write(args, pipe.clip_shape[1:], job)
+                    next(output, None)  # opens the files
                 pipe.set_progress_bar_config(desc=job.render.stem + f" {number + 1}/{count}" * (count > 1), unit="step",
                                              disable=args.helper)  # fmt: skip
                 out = inpaint_window(args, pipe, embedding, frames, known, tail, number)
-                out, tail = out.tensor_split([len(shown[0])])
+                out, tail = out[: len(shown[0])], out[len(shown[0]) :].clone()
                 if args.helper:
                     continue
-                rows.put((*shown, (out * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()))
-                if number + 1 == count:
-                    job.passes = f", {passes['passes'] - made['passes']} passes of the transformer" if passes else ""
+                if passes and number + 1 == count:
+                    job.passes = f", {passes['passes'] - made['passes']} passes of the transformer"
                     made = Counter(passes)
-                    rows.put(None)
-                for future in filter(Future.done, written):
-                    future.result()  # raises what went wrong
-        except BaseException as error:
-            rows.put(error)
-            raise
-    for future in written:
-        future.result()
+                pixels = (out * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+                if written:
+                    written.result()  # at most one window waits; raises what went wrong
+                written = thread.submit(output.send, (*shown, pixels))
+            if written:
+                written.result()
+    finally:
+        if output and not args.helper:
+            output.close()  # a file that is not whole is taken away
 
 
-def arriving(rows):
-    """The rows of a queue up to None; raises an error that comes instead."""
-    for row in iter(rows.get, None):
-        if isinstance(row, BaseException):
-            raise row
-        yield row
+def write(args, shape, job):
+    """Write a job's result at the render's size (but for crop), length and rate; with --compare, twice.
 
-
-def write(args, shape, job, rows):
-    """Write a job's rows at the render's size (but for crop), length and rate; with --compare, twice.
-
-    shape: the model's (height, width); rows: a queue of (known, source if there is one, render, output) of some frames,
-    all but the output at the size they are written in.
+    A generator that is sent (known, source if there is one, render, output) of some frames at a time until all are
+    written, the output uint8 [n, H, W, 3] at the model's (height, width), `shape`, the others as they are shown.
     """
-    info = job.info
+    info, start, left = job.info, time.time(), job.info.frames
     height, width = windows.output_size(args.fit, (info.height, info.width), shape)
     fps = Fraction(args.fps).limit_denominator(1001) if args.fps else info.fps
     written = dataclasses.replace(info, height=height, width=width, fps=fps)
@@ -228,17 +219,20 @@ def write(args, shape, job, rows):
         if args.compare:
             wide = dataclasses.replace(written, width=width * (3 if job.source else 2))
             beside = files.enter_context(video.VideoWriter(compared(job.output), wide, args.crf))
-        for known, *shown, out in arriving(rows):
+        while left:
+            known, *shown, out = yield
+            left -= len(out)
             out = windows.take_back(out, args.fit, (info.height, info.width))
             if args.composite:
                 out = windows.composite(shown[-1], out, known, feather=round(info.height / 120))
             writer.write(out)
             if args.compare:
                 beside.write(np.concatenate([*shown, out], 2))
-    tqdm.write(f"{job.output}: {info.frames} frames in {time.time() - job.start:.1f} s{job.passes}"
+    tqdm.write(f"{job.output}: {info.frames} frames in {time.time() - start:.1f} s{job.passes}"
                f"{cli.peak_memory(args.device)}")  # fmt: skip
     if args.compare:
         tqdm.write(f"{compared(job.output)}: {'source | ' * bool(job.source)}render | output")
+    yield
 
 
 def compared(output):

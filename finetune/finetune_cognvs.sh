@@ -46,7 +46,7 @@ batch_size=1                   # samples a GPU takes at once
 gradient_accumulation_steps=1  # times it does so before each optimiser step
 ema_decay=0                    # above 0: also keep the running mean of the weights, my_checkpoint-N_mean
 gradient_checkpointing=True    # less memory, a third more time; auto: only where memory asks for it (GPU)
-compile=True                   # compile the transformer's blocks, once for 15 s (GPU with a C compiler)
+compile=True                   # compile the transformer's blocks in the first step (GPU with a C compiler)
 seed=42
 accelerate_config="${accelerate_config:-accelerate_config.yaml}"
 

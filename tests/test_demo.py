@@ -1,4 +1,5 @@
 import hashlib
+import threading
 from fractions import Fraction
 
 import numpy as np
@@ -147,14 +148,36 @@ def test_a_failure_leaves_the_videos_that_are_whole_and_no_others(model, renders
     assert [path.name for path in (renders / "outputs").iterdir()] == ["eval_render1_out.mp4"]
 
 
-def test_a_video_that_cannot_be_written_is_told(model, renders, monkeypatch, capsys):
+def test_a_video_that_cannot_be_written_is_told_before_the_rest_is_made(model, renders, monkeypatch, capsys):
+    made = []
+
     def full(writer, frames):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("utils.pipeline.CogNVSPipeline.inpaint", lambda pipe, clip, *args: clip)
+    monkeypatch.setattr("utils.pipeline.CogNVSPipeline.inpaint", lambda pipe, clip, *args: made.append(1) or clip)
     monkeypatch.setattr("utils.video.VideoWriter.write", full)
-    assert demo(model, renders, "eval_render1.mp4") == 2 and "the disk is full" in capsys.readouterr().err
-    assert not list((renders / "outputs").iterdir())
+    assert demo(model, renders, "eval_render*.mp4") == 2 and "the disk is full" in capsys.readouterr().err
+    assert len(made) == 2 and not list((renders / "outputs").iterdir())  # of three windows
+
+
+def test_one_window_is_written_while_the_next_is_denoised(model, renders, monkeypatch):
+    denoising, write = [], video.VideoWriter.write
+    second = threading.Event()
+
+    def echo(pipe, clip, *args):
+        denoising.append(clip)
+        if len(denoising) == 2:
+            second.set()
+        return clip
+
+    def wait(writer, frames):
+        assert second.wait(60)  # the first window is not written before the second is begun
+        write(writer, frames)
+
+    monkeypatch.setattr("utils.pipeline.CogNVSPipeline.inpaint", echo)
+    monkeypatch.setattr("utils.video.VideoWriter.write", wait)
+    assert demo(model, renders, "eval_render*.mp4") == 0
+    assert [video.probe(p).frames for p in sorted((renders / "outputs").iterdir())] == [17, 20]
 
 
 def test_a_frame_alone_is_a_video(model, renders):

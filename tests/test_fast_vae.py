@@ -40,7 +40,7 @@ def test_the_fast_vae_is_the_same_function_on_a_gpu(model):
     vae = AutoencoderKLCogVideoX.from_pretrained(model / "base" / "vae").cuda()
     fast = fast_vae.speed_up(copy.deepcopy(vae))
     video = 2 * torch.rand(1, 3, 17, 64, 96, generator=torch.Generator().manual_seed(0)).cuda() - 1
-    with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):  # which rounds to 10 bits
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # which rounds to 10 bits
         expected, got = (v.encode(video).latent_dist.mode() for v in (vae, fast))
         torch.testing.assert_close(got, expected, atol=1e-3, rtol=1e-3)
         expected, got = (v.decode(expected).sample for v in (vae, fast))

@@ -40,7 +40,7 @@ def test_one_pass_equals_diffusers_guided_call(room):
     pipe = pipeline.load_pipeline(BASE, WEIGHTS, torch.float32, torch.device("cpu"))
     guided = pipeline.CogNVSPipeline(
         T5Tokenizer.from_pretrained(BASE / "tokenizer"), T5EncoderModel.from_pretrained(BASE / "text_encoder"),
-        pipe.vae, pipe.transformer, pipe.scheduler,
+        pipe.vae, pipeline.load_transformer(WEIGHTS, torch.float32), pipe.scheduler,
     )  # fmt: skip
     frames, height, width = pipe.clip_shape
     render = video.resize(video.read_video(room / "eval_render1.mp4"), height, width)

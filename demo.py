@@ -68,8 +68,20 @@ def parse_args():
     return parser.parse_args()
 
 
-def find_renders(args):
-    """(render, output) paths still to do, in order of name."""
+@dataclasses.dataclass
+class Job:
+    """A render to inpaint, what is beside it, and what became of it."""
+
+    render: Path
+    output: Path
+    info: video.VideoInfo
+    mask: Path | None
+    source: Path | None  # to show beside it
+    passes: str = ""  # of the transformer, told with fast
+
+
+def find_jobs(args):
+    """The renders still to do, in order of name."""
     exact = args.data_path / args.mp4_name
     pattern = f"{glob.escape(args.data_path)}/{args.mp4_name}"
     renders = [exact] if exact.is_file() else sorted(map(Path, glob.glob(pattern)))
@@ -77,16 +89,18 @@ def find_renders(args):
         raise InputError(f"{exact}: no such render; make them with data_gen.py --mode eval")
     output_dir = args.output_dir or args.data_path / "outputs"
     rank, ranks = processes()
-    todo = []
+    jobs = []
     for render in renders if args.share_clip else renders[rank::ranks]:
-        find_mask(render)
+        info = video.probe(render)
+        mask = find_mask(render, info)
         output = output_dir / f"{render.stem}_out.mp4"
         there = [path for path in (output, compared(output)) if path.exists() and (path == output or args.compare)]
         if not there or args.overwrite:
-            todo.append((render, output))
+            source = find_source(args.data_path, info) if args.compare and not args.helper else None
+            jobs.append(Job(render, output, info, mask, source))
         elif not args.helper:
             print(f"{there[0]} exists and is kept; --overwrite replaces it")
-    return todo
+    return jobs
 
 
 def processes():
@@ -94,9 +108,9 @@ def processes():
     return tuple(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
 
 
-def find_mask(render):
+def find_mask(render, info):
     """The mask file of a render, or None; InputError if it does not fit the render."""
-    info, path = video.probe(render), render.with_name("mask".join(render.name.rsplit("render", 1)))
+    path = render.with_name("mask".join(render.name.rsplit("render", 1)))
     if path == render or not path.is_file():
         return None
     mask = video.probe(path)
@@ -114,24 +128,6 @@ def find_source(data_path, info):
         return path
     print(f"note: {path} has {frames} frames, the render {info.frames}: compared without the source")
     return None
-
-
-@dataclasses.dataclass
-class Job:
-    """A render to inpaint, what is beside it, and what became of it."""
-
-    render: Path
-    output: Path
-    info: video.VideoInfo
-    mask: Path | None
-    source: Path | None  # to show beside it
-    passes: str = ""  # of the transformer, told with fast
-
-
-def make_job(args, render, output):
-    info = video.probe(render)
-    source = find_source(args.data_path, info) if args.compare and not args.helper else None
-    return Job(render, output, info, find_mask(render), source)
 
 
 def read_items(job):
@@ -182,8 +178,9 @@ def inpaint(args, pipe, embedding, jobs, passes):
             for job, number, count, frames, known, shown in video.ahead(read_windows(args, jobs, pipe.clip_shape)):
                 if number == 0:
                     tail = torch.zeros(0, 3, *pipe.clip_shape[1:], device=embedding.device)
-                    output = iter(()) if args.helper else write(args, pipe.clip_shape[1:], job)
-                    next(output, None)  # opens the files
+                    if not args.helper:
+                        output = write(args, pipe.clip_shape[1:], job)
+                        next(output)  # opens the files
                 pipe.set_progress_bar_config(desc=job.render.stem + f" {number + 1}/{count}" * (count > 1), unit="step",
                                              disable=args.helper)  # fmt: skip
                 out = inpaint_window(args, pipe, embedding, frames, known, tail, number)
@@ -200,7 +197,7 @@ def inpaint(args, pipe, embedding, jobs, passes):
             if written:
                 written.result()
     finally:
-        if output and not args.helper:
+        if output:
             output.close()  # a file that is not whole is taken away
 
 
@@ -267,15 +264,15 @@ def main():
                          "headers, and a --memory that keeps the transformer whole; leave it out")
     rank, ranks = processes()
     args.device, args.helper = device, args.share_clip and rank > 0
-    todo = find_renders(args)
-    if not todo:
+    jobs = find_jobs(args)
+    if not jobs:
         return
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
     pipeline.check_base(args.model_path)
     if args.share_clip:
         parallel.check(pipeline.transformer_config(weights), ranks)
         parallel.join(device)
-    todo[0][1].parent.mkdir(parents=True, exist_ok=True)  # what cannot be written should not wait for the pictures
+    jobs[0].output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written should not wait for the pictures
     dtype = pipeline.pick_dtype(args.dtype, device)
     start = time.time()
     pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
@@ -295,7 +292,7 @@ def main():
     if not args.helper:
         print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
     with speed.attention():
-        inpaint(args, pipe, embedding.to(device), [make_job(args, *pair) for pair in todo], passes)
+        inpaint(args, pipe, embedding.to(device), jobs, passes)
     if args.share_clip:
         parallel.part()
 

@@ -2,23 +2,25 @@
 # From a sequence folder, a base and inpainting weights to finished videos; a stage whose result is there is skipped.
 #     bash toolbox/run_all.sh --data_path demo_data/bear --model_path checkpoints/CogVideoX-5b-I2V \
 #         --transformer_id checkpoints/cognvs_ckpt_inpaint --output_dir checkpoints/cognvs_ckpt_finetuned_bear
-# Further: --num_train_render 8, --num_inference_steps 50; --train_epochs, --learning_rate and --lr_scheduler in place
-# of those that finetune_cognvs.sh holds; --num_processes, the GPUs that finetune (all by default; 2 processes without
-# a GPU); --memory (single where there is one GPU, else zero2) and --training_type as in finetune_cognvs.sh.
+# Further: --num_train_render 8, --num_inference_steps 50; --train_epochs, --learning_rate, --lr_scheduler,
+# --timestep_bias, --training_type, --rank and --lora_alpha in place of those that finetune_cognvs.sh holds; --memory
+# (single where there is one GPU, else zero2); --num_processes, the GPUs that finetune (all by default; 2 processes
+# without a GPU).
 # The videos go to <data_path>/outputs/<name of output_dir>/.
 set -euo pipefail
 
 data_path="" model_path="" transformer_id="" output_dir=""
-train_epochs="" num_train_render=8 num_inference_steps=50 learning_rate="" lr_scheduler=""
-num_processes="" memory="" training_type=sft
+train_epochs="" num_train_render=8 num_inference_steps=50 num_processes="" memory="" training_type=sft
+settings=()
 while [ $# -gt 0 ]; do
     case "$1" in
+        --learning_rate | --lr_scheduler | --timestep_bias | --rank | --lora_alpha) settings+=("$1" "${2-}") ;;
         --data_path | --model_path | --transformer_id | --output_dir | --train_epochs | --num_train_render | \
-            --num_inference_steps | --learning_rate | --lr_scheduler | --num_processes | --memory | --training_type)
-            [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2 && exit 2; }
-            printf -v "${1#--}" %s "$2" && shift 2 ;;
+            --num_inference_steps | --num_processes | --memory | --training_type) printf -v "${1#--}" %s "${2-}" ;;
         *) echo "error: $1: not an argument of run_all.sh; its first lines list them" >&2 && exit 2 ;;
     esac
+    [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2 && exit 2; }
+    shift 2
 done
 for name in data_path model_path transformer_id output_dir; do
     [ -n "${!name}" ] || { echo "error: --$name is missing" >&2 && exit 2; }
@@ -72,8 +74,7 @@ finetune() {
     accelerate_config=$config sh finetune/finetune_cognvs.sh --model_path "$model_path" --transformer_id "$transformer_id" \
         --output_dir "$output_dir" --base_dir_input "$data_path" --train_epochs "$train_epochs" \
         --memory "$memory" --training_type "$training_type" \
-        ${learning_rate:+--learning_rate "$learning_rate"} ${lr_scheduler:+--lr_scheduler "$lr_scheduler"} \
-        --resume_from_checkpoint "$resume"
+        --resume_from_checkpoint "$resume" ${settings[@]+"${settings[@]}"}
     rm -f "$config"
 }
 kind=transformer

@@ -95,7 +95,7 @@ def test_the_trainer_draws_timesteps_with_its_bias(pipe, pairs, monkeypatch):
     args = type("Args", (), {
         "learning_rate": 1e-5, "lr_warmup_steps": 0, "train_epochs": 8, "lr_scheduler": "constant", "seed": 42,
         "gradient_accumulation_steps": 1, "batch_size": 1, "timestep_bias": 10})  # fmt: skip
-    steps = [train.optimiser_step(args, engine, pipe, pairs, torch.zeros(1), None, step)[0] for step in range(8)]
+    steps = [train.optimiser_step(args, engine, pipe, pairs, torch.zeros(1, 1, 1), None, step)[0] for step in range(8)]
     assert np.median(steps) > 800
 
 

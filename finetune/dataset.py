@@ -111,17 +111,11 @@ def add_noise(clip, rng):
     return clip + (sigma * torch.randn(clip.shape, generator=rng, device=clip.device)).to(clip.dtype)
 
 
-def draw_timesteps(count, size, bias, rng):
-    """int64 [size] in 0 .. count - 1, with a density that grows as t ** bias; 0 is uniform."""
-    drawn = torch.rand(size, generator=rng, device=rng.device) ** (1 / (1 + bias))
-    return (count * drawn).long().clamp(max=count - 1)
-
-
 @torch.no_grad()
-def training_batch(pipe, pairs, seed, rank, step, device, dtype, size=1, timestep_bias=0):
+def training_batch(pipe, pairs, seed, rank, step, device, dtype, size=1):
     """What one rank trains on in one step: (x0, condition, noise, timestep), latents [size, f, 16, h, w]."""
     rng = generator(seed, "noise", rank, step, device)
     x0, condition = pairs.latents(pipe, generator(seed, "clip", rank, step), rng, device, dtype, size)
-    timestep = draw_timesteps(pipe.scheduler.config.num_train_timesteps, size, timestep_bias, rng)
+    timestep = torch.randint(pipe.scheduler.config.num_train_timesteps, (size,), generator=rng, device=device)
     noise = torch.randn(x0.shape, generator=rng, device=device).to(dtype)
     return x0, condition, noise, timestep

@@ -43,7 +43,6 @@ epsilon=1e-8
 weight_decay=1e-4
 max_grad_norm=1.0
 batch_size=1                   # samples a GPU takes at once
-timestep_bias=0                # above 0: timesteps are drawn with density t^bias, high noise more often
 gradient_accumulation_steps=1  # times it does so before each optimiser step
 ema_decay=0                    # above 0: also keep the running mean of the weights, my_checkpoint-N_mean
 gradient_checkpointing=True    # less memory, a third more time; auto: only where memory asks for it (GPU)
@@ -59,9 +58,9 @@ set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_di
     --epsilon "$epsilon" --weight_decay "$weight_decay" --max_grad_norm "$max_grad_norm" \
     --batch_size "$batch_size" --ema_decay "$ema_decay" \
     --gradient_accumulation_steps "$gradient_accumulation_steps" --gradient_checkpointing "$gradient_checkpointing" \
-    --timestep_bias "$timestep_bias" --compile "$compile" --gpu_memory "$gpu_memory" \
-    --training_type "$training_type" --rank "$rank" --lora_alpha "$lora_alpha" --memory "$memory" --total_samples "$total_samples" --validation_renders "$validation_renders" \
-    --report_to "$report_to" --seed "$seed" "$@"
+    --compile "$compile" --gpu_memory "$gpu_memory" --report_to "$report_to" \
+    --training_type "$training_type" --rank "$rank" --lora_alpha "$lora_alpha" --memory "$memory" \
+    --total_samples "$total_samples" --validation_renders "$validation_renders" --seed "$seed" "$@"
 for argument in "$@"; do  # the last --memory counts, as for all others
     case "$last" in --memory) memory=$argument ;; esac
     case "$argument" in --memory=*) memory=${argument#--memory=} ;; esac

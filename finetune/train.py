@@ -46,7 +46,7 @@ def parse_args():
                  "validation_renders", "lr_warmup_steps", "batch_size", "gradient_accumulation_steps", "rank", "seed"):
         parser.add_argument(f"--{name}", type=int, required=True)
     for name in ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay", "max_grad_norm", "ema_decay",
-                 "lora_alpha", "gpu_memory", "timestep_bias"):
+                 "lora_alpha", "gpu_memory"):
         parser.add_argument(f"--{name}", type=float, required=True)
     for name in ("do_validation", "compile"):
         parser.add_argument(f"--{name}", type=truth, required=True)
@@ -74,7 +74,7 @@ def check(args):
         ("max_grad_norm", 0 < args.max_grad_norm < math.inf), ("lr_warmup_steps", args.lr_warmup_steps >= 0),
         ("total_samples", args.total_samples >= 0), ("checkpointing_limit", args.checkpointing_limit >= 0),
         ("ema_decay", 0 <= args.ema_decay < 1), ("lora_alpha", args.lora_alpha > 0),
-        ("gpu_memory", args.gpu_memory >= 0), ("timestep_bias", 0 <= args.timestep_bias < math.inf),
+        ("gpu_memory", args.gpu_memory >= 0),
     ):  # fmt: skip
         if not good:
             raise InputError(f"--{name} {getattr(args, name)}: out of range; finetune_cognvs.sh holds the usual value")
@@ -237,7 +237,7 @@ def optimiser_step(args, engine, pipe, pairs, embedding, rotary, step):
     for micro in range(args.gradient_accumulation_steps):
         number = step * args.gradient_accumulation_steps + micro
         batch = dataset.training_batch(pipe, pairs, args.seed, engine.rank, number, engine.device, embedding.dtype,
-                                       args.batch_size, args.timestep_bias)  # fmt: skip
+                                       args.batch_size)  # fmt: skip
         prompt = embedding.expand(args.batch_size, -1, -1)
         with speed.attention():
             loss = denoising_loss(engine.model, pipe.scheduler, *batch, prompt, rotary)

@@ -78,27 +78,6 @@ def test_every_rank_and_step_draws_its_own_sample(pipe, pairs):
     assert {start for _, _, start in draws} == {0}
 
 
-@pytest.mark.parametrize("bias", [0, 2, 10])
-def test_timesteps_have_the_density_asked_for(bias):
-    """P(t < T) = (T / 1000) ** (1 + bias): uniform at 0, else high noise more often."""
-    drawn = dataset.draw_timesteps(1000, 100_000, bias, torch.Generator().manual_seed(0))
-    assert drawn.dtype == torch.int64 and drawn.min() >= 0 and drawn.max() == 999
-    for t in (200, 500, 900):
-        assert (drawn < t).float().mean().item() == pytest.approx((t / 1000) ** (1 + bias), abs=0.005)
-
-
-def test_the_trainer_draws_timesteps_with_its_bias(pipe, pairs, monkeypatch):
-    """With a loss that tells the timestep: of density t ** 10 half are above 939."""
-    monkeypatch.setattr(train, "denoising_loss", lambda *args: args[5].float().mean())
-    engine = type("Engine", (), {"rank": 0, "device": CPU, "model": None, "begin": lambda *_: None,
-        "backward": lambda *_: None, "step": lambda _: 0, "gather": lambda _, loss: loss})()  # fmt: skip
-    args = type("Args", (), {
-        "learning_rate": 1e-5, "lr_warmup_steps": 0, "train_epochs": 8, "lr_scheduler": "constant", "seed": 42,
-        "gradient_accumulation_steps": 1, "batch_size": 1, "timestep_bias": 10})  # fmt: skip
-    steps = [train.optimiser_step(args, engine, pipe, pairs, torch.zeros(1, 1, 1), None, step)[0] for step in range(8)]
-    assert np.median(steps) > 800
-
-
 def test_a_sample_is_the_noised_render_and_the_target_of_one_window(pairs):
     """With an encoder that does nothing: x0 is the target's window, the condition the render's with its pixel noise."""
     same = staticmethod(lambda clip, rng=None: clip)
@@ -421,7 +400,6 @@ def test_two_machines_train_as_two_processes_of_one_do(run, model, sequence_fold
     (["--memory", "single_fused", "--gradient_accumulation_steps", "2"], "memory=single_fused updates the weights in"),
     (["--training_type", "lora"], "--ema_decay is for training_type=sft"),
     (["--memory", "double"], "invalid choice: 'double'"),
-    (["--timestep_bias", "-1"], "--timestep_bias -1.0: out of range"),
     (["--report_to", "wandb"], "--report_to wandb: not installed; pip install wandb"),
 ])  # fmt: skip
 def test_settings_that_do_not_go_together(model, sequence_folder, tmp_path, args, message):

@@ -49,7 +49,6 @@ class Finetuning:
     noise: bool = True  # on the pixels of the condition
     holes: str = "random paths"  # or: boxes, evaluation path
     rank: int = 0  # above 0: LoRA of that rank
-    timestep_bias: float = 0  # above 0: high noise more often
 
 
 FINETUNINGS = {
@@ -66,7 +65,6 @@ FINETUNINGS = {
     "evaluation path": Finetuning(holes="evaluation path"),
     "32 renders": Finetuning(renders=32),
     "LoRA 16": Finetuning(rank=16, learning_rate=1e-3),
-    **{f"LoRA 16 bias {b}": Finetuning(rank=16, learning_rate=1e-3, timestep_bias=b) for b in (5, 10)},
 }
 
 
@@ -195,8 +193,7 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step)
         for rank in range(1 if settings.identical else settings.ranks):
-            sample = dataset.training_batch(pipe, pairs, seed, rank, step, device, dtype,
-                                            timestep_bias=settings.timestep_bias)
+            sample = dataset.training_batch(pipe, pairs, seed, rank, step, device, dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 loss = denoising_loss(model, pipe.scheduler, *sample, embedding, rotary)
             (loss / (1 if settings.identical else settings.ranks)).backward()

@@ -3,9 +3,8 @@
 #     bash toolbox/run_all.sh --data_path demo_data/bear --model_path checkpoints/CogVideoX-5b-I2V \
 #         --transformer_id checkpoints/cognvs_ckpt_inpaint --output_dir checkpoints/cognvs_ckpt_finetuned_bear
 # Further: --num_train_render 8, --num_inference_steps 50; --train_epochs, --learning_rate, --lr_scheduler,
-# --timestep_bias, --training_type, --rank and --lora_alpha in place of those that finetune_cognvs.sh holds; --memory
-# (single where there is one GPU, else zero2); --num_processes, the GPUs that finetune (all by default; 2 processes
-# without a GPU).
+# --training_type, --rank and --lora_alpha in place of those that finetune_cognvs.sh holds; --memory (single where there
+# is one GPU, else zero2); --num_processes, the GPUs that finetune (all by default; 2 processes without a GPU).
 # The videos go to <data_path>/outputs/<name of output_dir>/.
 set -euo pipefail
 
@@ -14,7 +13,7 @@ train_epochs="" num_train_render=8 num_inference_steps=50 num_processes="" memor
 settings=()
 while [ $# -gt 0 ]; do
     case "$1" in
-        --learning_rate | --lr_scheduler | --timestep_bias | --rank | --lora_alpha) settings+=("$1" "${2-}") ;;
+        --learning_rate | --lr_scheduler | --rank | --lora_alpha) settings+=("$1" "${2-}") ;;
         --data_path | --model_path | --transformer_id | --output_dir | --train_epochs | --num_train_render | \
             --num_inference_steps | --num_processes | --memory | --training_type) printf -v "${1#--}" %s "${2-}" ;;
         *) echo "error: $1: not an argument of run_all.sh; its first lines list them" >&2 && exit 2 ;;

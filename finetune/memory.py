@@ -213,7 +213,8 @@ class Single:
     """One process: torchao's 8-bit AdamW on bf16 weights, whose stochastic rounding keeps steps smaller than bf16's.
 
     single_fused steps each of `parts` as soon as its gradients are there and frees them. The norm of all gradients is
-    known only then, so they are clipped by that of the step before (and each part to its even share in the first step).
+    known only after the last, so each part is clipped by the larger of that of the step before and that of the parts so
+    far (and to its even share in the first step).
     """
 
     def __init__(self, args):
@@ -240,7 +241,8 @@ class Single:
         """Clip and step a part inside the backward pass, or after it if not all of its weights were used."""
         norm = part.norm()
         self.square += norm.square()
-        self.update_by(part, norm * len(self.parts) ** 0.5 if self.norm is None else self.norm)
+        even = norm * len(self.parts) ** 0.5
+        self.update_by(part, even if self.norm is None else torch.maximum(self.norm, self.square.sqrt()))
 
     def update_by(self, part, norm):
         part.step((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1))

@@ -345,7 +345,7 @@ def test_an_adapter_is_loaded_and_merged_at_its_own_scale(single, pipe, tmp_path
         pipeline.load_transformer(wrong, torch.float32)
 
 
-def test_single_fused_clips_by_the_norm_of_the_step_before():
+def test_single_fused_clips_by_the_larger_of_the_norms_of_the_step_before_and_of_this_one_so_far():
     from memory import Single
 
     args = type("Args", (), {"memory": "single_fused", "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.95, "seed": 0,
@@ -355,16 +355,21 @@ def test_single_fused_clips_by_the_norm_of_the_step_before():
     engine, seen = Single(args), []
     engine.prepare(model.bfloat16())
     (first, first_bias), (last, last_bias) = (block.parameters() for block in model.transformer_blocks)
-    for step in range(2):
+    moments = np.zeros(2)
+    for step, (size, clipped) in enumerate([
+        (1, (1 / 2**0.5, 1 / 2**0.5)),  # even shares
+        (1, (3 / 5, 4 / 5)),  # by the norm of the step before, 5
+        (10, (30 / 30, 40 / 50)),  # which is too small for this one: by its own, as far as it is known
+    ]):
         engine.begin(step, 0.1)
         last_hook = last.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
-        engine.backward(3 / 8 * first.sum() + 0 * first_bias.sum() + 4 / 8 * last.sum())  # gradients of norm 3 and 4
-        assert engine.step().item() == pytest.approx(5, rel=1e-2)  # the norm before clipping
+        engine.backward(size / 8 * (3 * first.sum() + 0 * first_bias.sum() + 4 * last.sum()))  # norms 3, 4 times size
+        assert engine.step().item() == pytest.approx(5 * size, rel=1e-2)  # the norm before clipping
         last_hook.remove()
-        moments = [part.optimizer.state[part.flat]["exp_avg"].float()[:64] for part in engine.parts]
-        shares = [[1 / 2**0.5, 1 / 2**0.5], [0.9 / 2**0.5 + 3 / 5, 0.9 / 2**0.5 + 4 / 5]][step]
-        for moment, share in zip(moments, shares, strict=True):  # (1 - beta1) (its even share), then (the last norm)
-            torch.testing.assert_close(moment, torch.full((64,), 0.1 * share / 8), rtol=2e-2, atol=0)
+        moments = 0.9 * moments + 0.1 * np.array(clipped) / 8
+        for part, moment in zip(engine.parts, moments, strict=True):
+            average = part.optimizer.state[part.flat]["exp_avg"].float()[:64]
+            torch.testing.assert_close(average, torch.full((64,), moment, dtype=torch.float32), rtol=3e-2, atol=0)
     assert seen[0] is not None  # its bias was not there yet, and never came: it was stepped after the pass
     engine.backward((first.sum() + first_bias.sum()) / 8)
     assert first.grad is None and first_bias.grad is None  # stepped and freed inside the pass

@@ -22,7 +22,7 @@ memory=zero2                   # where the training state lives:
                                #   zero2_offload  the same, with the optimizer in host memory
                                #   single         one GPU, 8-bit AdamW
                                #   single_fused   one GPU, the least memory: updates inside the backward pass, clipped by
-                               #                  the gradient norm of the step before, or so far
+                               #                  the larger of the last step's gradient norm and this one's so far
 gpu_memory=0                   # above 0: GiB of each GPU to use at most
 train_epochs=200               # optimiser steps
 total_samples=0                # above 0: in place of train_epochs, so that more GPUs are done sooner

@@ -369,7 +369,7 @@ def test_single_fused_clips_by_the_larger_of_the_norms_of_the_step_before_and_of
         moments = 0.9 * moments + 0.1 * np.array(clipped) / 8
         for part, moment in zip(engine.parts, moments, strict=True):
             average = part.optimizer.state[part.flat]["exp_avg"].float()[:64]
-            torch.testing.assert_close(average, torch.full((64,), moment, dtype=torch.float32), rtol=3e-2, atol=0)
+            torch.testing.assert_close(average, torch.full((64,), moment, dtype=torch.float32), rtol=2e-2, atol=0)
     assert seen[0] is not None  # its bias was not there yet, and never came: it was stepped after the pass
     engine.backward((first.sum() + first_bias.sum()) / 8)
     assert first.grad is None and first_bias.grad is None  # stepped and freed inside the pass

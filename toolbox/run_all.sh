@@ -3,13 +3,14 @@
 #     bash toolbox/run_all.sh --data_path demo_data/bear --model_path checkpoints/CogVideoX-5b-I2V \
 #         --transformer_id checkpoints/cognvs_ckpt_inpaint --output_dir checkpoints/cognvs_ckpt_finetuned_bear
 # Further: --num_train_render 8, --num_inference_steps 50; --train_epochs, --learning_rate, --lr_scheduler,
-# --training_type, --rank and --lora_alpha in place of those that finetune_cognvs.sh holds; --memory (single where there
-# is one GPU, else zero2); --num_processes, the GPUs that finetune (all by default; 2 processes without a GPU).
+# --training_type, --rank and --lora_alpha (the last two for lora) in place of those that finetune_cognvs.sh holds;
+# --memory (single where there is one GPU, else zero2); --num_processes, the GPUs that finetune (all by default; 2
+# processes without a GPU).
 # The videos go to <data_path>/outputs/<name of output_dir>/.
 set -euo pipefail
 
 data_path="" model_path="" transformer_id="" output_dir=""
-train_epochs="" num_train_render=8 num_inference_steps=50 num_processes="" memory="" training_type=sft
+train_epochs="" num_train_render=8 num_inference_steps=50 num_processes="" memory="" training_type=""
 settings=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -18,7 +19,7 @@ while [ $# -gt 0 ]; do
             --num_inference_steps | --num_processes | --memory | --training_type) printf -v "${1#--}" %s "${2-}" ;;
         *) echo "error: $1: not an argument of run_all.sh; its first lines list them" >&2 && exit 2 ;;
     esac
-    [ $# -gt 1 ] || { echo "error: $1 needs a value" >&2 && exit 2; }
+    [ -n "${2-}" ] || { echo "error: $1 needs a value" >&2 && exit 2; }
     shift 2
 done
 for name in data_path model_path transformer_id output_dir; do
@@ -29,7 +30,9 @@ cd "$(dirname "$0")/.."
 python=$(command -v python || command -v python3)
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
 [ -z "${CUDA_VISIBLE_DEVICES+x}" ] || gpus=$(tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c '^[^-]' || true)
-[ -n "$train_epochs" ] || train_epochs=$(sed -n 's/^train_epochs=\([0-9]*\).*/\1/p' finetune/finetune_cognvs.sh)
+held() { sed -n "s/^$1=\([a-z0-9]*\).*/\1/p" finetune/finetune_cognvs.sh; }
+[ -n "$train_epochs" ] || train_epochs=$(held train_epochs)
+[ -n "$training_type" ] || training_type=$(held training_type)
 outputs="$data_path/outputs/$(basename "$output_dir")"
 trap 'kill "${watcher:-}" 2>/dev/null || true' EXIT
 
@@ -73,7 +76,7 @@ finetune() {
     accelerate_config=$config sh finetune/finetune_cognvs.sh --model_path "$model_path" --transformer_id "$transformer_id" \
         --output_dir "$output_dir" --base_dir_input "$data_path" --train_epochs "$train_epochs" \
         --memory "$memory" --training_type "$training_type" \
-        --resume_from_checkpoint "$resume" ${settings[@]+"${settings[@]}"}
+        --resume_from_checkpoint "$resume" "${settings[@]}"
     rm -f "$config"
 }
 kind=transformer

@@ -241,8 +241,8 @@ class Single:
         """Clip and step a part inside the backward pass, or after it if not all of its weights were used."""
         norm = part.norm()
         self.square += norm.square()
-        even = norm * len(self.parts) ** 0.5
-        self.update_by(part, even if self.norm is None else torch.maximum(self.norm, self.square.sqrt()))
+        first = self.norm is None
+        self.update_by(part, norm * len(self.parts) ** 0.5 if first else torch.maximum(self.norm, self.square.sqrt()))
 
     def update_by(self, part, norm):
         part.step((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1))

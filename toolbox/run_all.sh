@@ -30,7 +30,7 @@ cd "$(dirname "$0")/.."
 python=$(command -v python || command -v python3)
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
 [ -z "${CUDA_VISIBLE_DEVICES+x}" ] || gpus=$(tr ',' '\n' <<< "$CUDA_VISIBLE_DEVICES" | grep -c '^[^-]' || true)
-held() { sed -n "s/^$1=\([a-z0-9]*\).*/\1/p" finetune/finetune_cognvs.sh; }
+held() { sed -n "s/^$1=\"\{0,1\}\([a-z0-9]*\).*/\1/p" finetune/finetune_cognvs.sh; }
 [ -n "$train_epochs" ] || train_epochs=$(held train_epochs)
 [ -n "$training_type" ] || training_type=$(held training_type)
 outputs="$data_path/outputs/$(basename "$output_dir")"

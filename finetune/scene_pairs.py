@@ -1,7 +1,7 @@
 """Training pairs of ray-traced scenes, in place of sequences on disk: base_dir_input=scenes:1000 starts at seed
 1000, with SCENES made before the first step, scenes:1000:50 with 50.
 
-Each scene is filmed by three cameras. What one saw, warped to where another was (data_gen.py --mode eval), goes with
+Each scene is filmed by two cameras. What one saw, warped to where another was (data_gen.py --mode eval), goes with
 what that one saw; warped there and back (--mode train), with what it saw itself. The same once more in a mirror, in
 other colours. All are kept as the VAE's posteriors, made once.
 """
@@ -20,7 +20,7 @@ from utils import clips, pipeline, trajectory, video
 KEPT_BYTES = 24 * 2**30  # of latents, on the device that trains
 SCENES = 200  # before the first step
 WIDER = 2.5  # how much further than on random training paths the cameras may move
-VIEWS = 3
+VIEWS = 2
 MOVES = list(itertools.permutations(range(VIEWS), 2))
 
 
@@ -59,9 +59,9 @@ def load_vae(model_path, device):
 
 
 def make_latents(model_path, shape, device, seed, tracer):
-    """Posteriors of one scene, traced by `tracer`, made on `device`: float16 [2, 3 + 12, 2C, f, h, w].
+    """Posteriors of one scene, traced by `tracer`, made on `device`: float16 [2, 2 + 4, 2C, f, h, w].
 
-    As it is and in a mirror: the three views, then for each of MOVES the renders there, and there and back.
+    As it is and in a mirror: the two views, then for each of MOVES the renders there, and there and back.
     """
     vae, rng = load_vae(model_path, device), dataset.generator(seed, "scene", 0, 0, device)
     views = [clip._replace(rgb=clip.rgb.to(device), depth=clip.depth.to(device), c2w=clip.c2w.to(device),
@@ -72,12 +72,11 @@ def make_latents(model_path, shape, device, seed, tracer):
         renders += [clips.render(views[a], cameras, mode)[0] for mode in ("eval", "train")]
     swap = random.Random(seed).sample(range(3), 3)
     videos = [view.rgb for view in views] + renders
-    return np.stack([[encode(vae, rgb, rng if number >= VIEWS else None) for number, rgb in enumerate(own)]
-                     for own in (videos, [rgb.flip(2)[..., swap] for rgb in videos])])  # fmt: skip
+    return np.stack([encode(vae, own, rng) for own in (videos, [rgb.flip(2)[..., swap] for rgb in videos])])
 
 
 def film(seed, shape, tracer):
-    """The clip of a random scene, and what two cameras on random paths saw beside it."""
+    """The clip of a random scene, and what cameras on random paths saw beside it."""
     clip, rng = clips.random_clip(seed, shape, tracer), random.Random(f"paths {seed}")
     yield clip
     for keyframes in trajectory.random_keyframes(seed, VIEWS - 1):
@@ -85,11 +84,11 @@ def film(seed, shape, tracer):
         yield clips.refilm(clip, clips.path_cameras(clip, wider))
 
 
-def encode(vae, rgb, noise):
-    """The posterior's mean and log variance of a clip uint8 [F, H, W, 3], float16 [2C, f, h, w]; noise: see add_noise.
+def encode(vae, videos, rng):
+    """The posteriors' means and log variances of clips uint8 [F, H, W, 3], float16 [N, 2C, f, h, w].
 
-    noise: the generator of what is added to its pixels, or None.
+    The first VIEWS are targets; the others, conditions, get dataset.add_noise drawn by `rng`.
     """
-    x = video.to_signed(rgb)[None].to(vae.dtype)
-    x = x if noise is None else dataset.add_noise(x, noise)
-    return vae.encode(x.transpose(1, 2)).latent_dist.parameters[0].float().clamp(-30, 30).half().cpu().numpy()
+    x = [video.to_signed(rgb).to(vae.dtype) for rgb in videos]
+    x = torch.stack(x[:VIEWS] + [dataset.add_noise(clip, rng) for clip in x[VIEWS:]])
+    return vae.encode(x.transpose(1, 2)).latent_dist.parameters.float().clamp(-30, 30).half().cpu().numpy()

@@ -51,13 +51,16 @@ def test_finetuning_changes_a_copy_and_can_be_repeated(model):
     embedding, _ = pipeline.empty_prompt(model / "base", 8, torch.float32)
     clip, cameras, *_ = evaluate.open_scene("yards", 100, pipe.clip_shape, CPU)
     before = {name: p.clone() for name, p in pipe.transformer.named_parameters()}
-    runs = [evaluate.finetune(pipe, embedding, clip, cameras, evaluate.Finetuning(train_epochs=2, renders=2, **kind), 0)
-            for kind in ({}, {}, {"holes": "boxes"}, {"rank": 4}, {"ranks": 2}, {"rank": 4})]  # fmt: skip
+    kinds = ({}, {}, {"holes": "boxes"}, {"rank": 4}, {"ranks": 2}, {"rank": 4}, {"holes": "evaluation path"},
+             {"holes": "both paths"}, {"holes": "other cameras"})  # fmt: skip
+    settings = [evaluate.Finetuning(train_epochs=2, renders=2, **kind) for kind in kinds]
+    runs = [evaluate.finetune(pipe, embedding, clip, cameras, each, 0) for each in settings]
     assert all(torch.equal(p, before[name]) for name, p in pipe.transformer.named_parameters())
     weights = [dict(run.named_parameters()) for run in runs]
     name = "transformer_blocks.0.ff.net.2.weight"
     assert torch.equal(weights[0][name], weights[1][name]) and not torch.equal(weights[0][name], before[name])
-    assert not torch.equal(weights[0][name], weights[2][name]) and not torch.equal(weights[0][name], weights[4][name])
+    assert not torch.equal(weights[0][name], weights[4][name])
+    assert len({tuple(weights[i][name].flatten().tolist()) for i in (0, 2, 6, 7, 8)}) == 5  # holes of each kind
     assert torch.equal(weights[3][name], before[name])  # LoRA leaves the weights themselves alone
     assert all(torch.equal(p, weights[5][name]) for name, p in weights[3].items())
 

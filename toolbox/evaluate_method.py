@@ -10,6 +10,7 @@ over scenes after the +-, and how much better holes are than by other means, wit
 
 import argparse
 import copy
+import functools
 import json
 import sys
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Finetuning:
     ranks: int = 1  # samples a step
     identical: bool = False  # the same sample on all of them, as published
     noise: bool = True  # on the pixels of the condition
-    holes: str = "random paths"  # or: boxes, evaluation path
+    holes: str = "random paths"  # or: boxes, evaluation path, both paths, other cameras
     rank: int = 0  # above 0: LoRA of that rank
 
 
@@ -63,8 +64,11 @@ FINETUNINGS = {
     "no noise": Finetuning(noise=False),
     "boxes": Finetuning(holes="boxes"),
     "evaluation path": Finetuning(holes="evaluation path"),
+    "both paths": Finetuning(holes="both paths"),
     "32 renders": Finetuning(renders=32),
     "LoRA 16": Finetuning(rank=16, learning_rate=1e-3),
+    "other cameras": Finetuning(learning_rate=2e-5, holes="other cameras"),  # what no user has: a bound for the others
+    "400, other cameras": Finetuning(400, 1e-4, holes="other cameras"),
 }
 
 
@@ -137,14 +141,19 @@ def scores(picture, render, mask, truth):
 # ---- finetuning ------------------------------------------------------------------------------------------------------
 
 
-def training_renders(clip, cameras, settings, seed):
-    """Renders of the clip with holes to learn to fill, each uint8 [F, H, W, 3]."""
+def training_pairs(clip, cameras, settings, seed):
+    """Pairs of (target, render with holes to learn to fill), each uint8 [F, H, W, 3].
+
+    Renders are the clip's, warped away and back; for "other cameras" the clip warped to each, with what that one saw.
+    """
     if settings.holes == "boxes":
-        return [boxes(clip, dataset.generator(seed, "boxes", 0, i)) for i in range(settings.renders)]
-    if settings.holes == "evaluation path":
-        return [clips.render(clip, cameras, "train")[0]]
-    paths = trajectory.random_keyframes(42 + seed, settings.renders)
-    return [clips.render(clip, clips.path_cameras(clip, keys), "train")[0] for keys in paths]
+        return [(clip.rgb, boxes(clip, dataset.generator(seed, "boxes", 0, i))) for i in range(settings.renders)]
+    keyframes = trajectory.random_keyframes(42 + seed, settings.renders)
+    paths = [] if settings.holes == "evaluation path" else [clips.path_cameras(clip, keys) for keys in keyframes]
+    if settings.holes == "other cameras":
+        return [(clips.refilm(clip, path).rgb, clips.render(clip, path, "eval")[0]) for path in paths]
+    paths += [cameras] if settings.holes in ("evaluation path", "both paths") else []
+    return [(clip.rgb, clips.render(clip, path, "train")[0]) for path in paths]
 
 
 def boxes(clip, rng):
@@ -160,24 +169,27 @@ def boxes(clip, rng):
 
 
 class ClipPairs:
-    """Stands in for dataset.Pairs: training pairs of one clip in memory."""
+    """Stands in for dataset.Pairs: training pairs of one clip in memory, what training_pairs gives."""
 
-    def __init__(self, clip, renders, noise):
-        self.target, *self.renders = (video.to_signed(rgb)[None] for rgb in (clip.rgb, *renders))
-        self.noise, self.posterior = noise, None  # of the target: encoded once, sampled anew
+    def __init__(self, pairs, noise):
+        self.pairs, self.noise = pairs, noise
+        self.posterior = functools.cache(self.posterior)  # of a target: encoded once, sampled anew
 
     def latents(self, pipe, draw, rng, device, dtype, size):
         assert size == 1
-        render = self.renders[torch.randint(len(self.renders), (), generator=draw).item()].to(device, dtype)
-        self.posterior = self.posterior or pipe.posterior(self.target.to(device, dtype))
-        x0 = pipe.sample(self.posterior, rng)
+        target, render = self.pairs[torch.randint(len(self.pairs), (), generator=draw).item()]
+        x0 = pipe.sample(self.posterior(pipe, target), rng)
+        render = video.to_signed(render)[None].to(device, dtype)
         return x0, pipe.encode(dataset.add_noise(render, rng) if self.noise else render, rng)
+
+    def posterior(self, pipe, target):
+        return pipe.posterior(video.to_signed(target)[None].to(pipe.device, pipe.dtype))
 
 
 def finetune(pipe, embedding, clip, cameras, settings, seed):
     """A copy of the pipeline's transformer, finetuned on one clip: fp32 weights, bf16 arithmetic."""
     device, dtype = pipe.device, pipe.dtype
-    pairs = ClipPairs(clip, training_renders(clip, cameras, settings, seed), settings.noise)
+    pairs = ClipPairs(training_pairs(clip, cameras, settings, seed), settings.noise)
     model = copy.deepcopy(pipe.transformer).float().train()
     model.requires_grad_(True)
     if settings.rank:

@@ -115,26 +115,26 @@ def random_clip(seed, shape, device):
 
 
 GPU_TRACERS = 4  # processes that a GPU serves before it is busy: 10 clips of 49 x 128 x 192 a second on an H100
-
-CPU_TRACERS = 8
+CPU_TRACERS = 16  # each takes some 6 s a clip, and a GPU's memory for what `make` does with it
 
 
 def first_and_more(make, first_seed, count, device):
     """`count` items or a few more of make(seed, device), from seed first_seed on, and a Stream of more of them.
 
-    A GPU traces only the first ones, so that it is free to train; the others, from 100,000 on, are traced on the CPU.
+    A GPU traces only at first, so that it is free to train; CPU cores, from 100,000 seeds further on, without end.
     """
-    tracers = [str(device)] * (GPU_TRACERS if device.type == "cuda" else 1)
-    stream, items = Stream(make, first_seed, tracers), []
+    first = more = Stream(make, first_seed, [str(device)] * (GPU_TRACERS if device.type == "cuda" else 1))
+    if device.type == "cuda":
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 3
+        more = Stream(make, first_seed + 100_000, ["cpu"] * min(max(1, cores), CPU_TRACERS))
+    items = []
     with tqdm(total=count, unit="scene", desc="tracing") as progress:
         while len(items) < count:
-            items += stream.take(wait=True)
+            items += first.take(wait=True) + more.take(wait=False)
             progress.update(len(items) - progress.n)
-    if device.type == "cpu":
-        return items, stream
-    stream.close()
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 3
-    return items, Stream(make, first_seed + 100_000, ["cpu"] * min(max(1, cores), CPU_TRACERS))
+    if more is not first:
+        first.close()
+    return items, more
 
 
 class Stream:

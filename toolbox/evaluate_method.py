@@ -64,11 +64,10 @@ FINETUNINGS = {
     "no noise": Finetuning(noise=False),
     "boxes": Finetuning(holes="boxes"),
     "evaluation path": Finetuning(holes="evaluation path"),
-    "both paths": Finetuning(holes="both paths"),
     "32 renders": Finetuning(renders=32),
     "LoRA 16": Finetuning(rank=16, learning_rate=1e-3),
-    "other cameras": Finetuning(learning_rate=2e-5, holes="other cameras"),  # what no user has: a bound for the others
-    "400, other cameras": Finetuning(400, 1e-4, holes="other cameras"),
+    "LoRA 16 both paths": Finetuning(rank=16, learning_rate=1e-3, holes="both paths"),
+    "LoRA 16 other cameras": Finetuning(rank=16, learning_rate=1e-3, holes="other cameras"),  # nobody has these: a bound
 }
 
 

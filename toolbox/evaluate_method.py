@@ -67,7 +67,7 @@ FINETUNINGS = {
     "32 renders": Finetuning(renders=32),
     "LoRA 16": Finetuning(rank=16, learning_rate=1e-3),
     "LoRA 16 both paths": Finetuning(rank=16, learning_rate=1e-3, holes="both paths"),
-    "LoRA 16 other cameras": Finetuning(rank=16, learning_rate=1e-3, holes="other cameras"),  # nobody has these: a bound
+    "LoRA 16 other cameras": Finetuning(rank=16, learning_rate=1e-3, holes="other cameras"),  # a bound
 }
 
 

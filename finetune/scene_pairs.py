@@ -59,10 +59,11 @@ def load_vae(model_path, device):
 
 
 def make_latents(model_path, shape, device, seed, tracer):
-    """Posteriors of one scene, traced by `tracer`, made on `device`: float16 [2, 2 + 4, 2C, f, h, w].
+    """Posteriors of one scene, float16 [2, 2 + 4, 2C, f, h, w]; what a CPU has traced is encoded on `device`.
 
     As it is and in a mirror: the two views, then for each of MOVES the renders there, and there and back.
     """
+    device = tracer if tracer.type == "cuda" else device
     vae, rng = load_vae(model_path, device), dataset.generator(seed, "scene", 0, 0, device)
     views = [clip._replace(rgb=clip.rgb.to(device), depth=clip.depth.to(device), c2w=clip.c2w.to(device),
                            k=clip.k.to(device)) for clip in film(seed, shape, tracer)]  # fmt: skip

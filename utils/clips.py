@@ -121,12 +121,15 @@ CPU_TRACERS = 16  # each takes some 6 s a clip, and a GPU's memory for what `mak
 def first_and_more(make, first_seed, count, device):
     """`count` items or a few more of make(seed, device), from seed first_seed on, and a Stream of more of them.
 
-    A GPU traces only at first, so that it is free to train; CPU cores, from 100,000 seeds further on, without end.
+    The GPU that trains traces only at first; GPUs beside it that no process trains on, and CPU cores, from 100,000
+    seeds further on, without end.
     """
     first = more = Stream(make, first_seed, [str(device)] * (GPU_TRACERS if device.type == "cuda" else 1))
     if device.type == "cuda":
-        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 3
-        more = Stream(make, first_seed + 100_000, ["cpu"] * min(max(1, cores), CPU_TRACERS))
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = min(max(1, len(os.sched_getaffinity(0)) // ranks - 3), CPU_TRACERS)
+        spare = set(range(torch.cuda.device_count())) - {torch.cuda.current_device()} if ranks == 1 else ()
+        more = Stream(make, first_seed + 100_000, [f"cuda:{i}" for i in spare] * GPU_TRACERS + ["cpu"] * cores)
     items = []
     with tqdm(total=count, unit="scene", desc="tracing") as progress:
         while len(items) < count:

@@ -61,6 +61,13 @@ def test_pairs_of_ray_traced_scenes_are_latents_of_views_and_renders(small):
     assert (x0 - condition).abs().mean() > 0.01
 
 
+def test_what_traces_beside_a_gpu_that_trains():
+    assert clips.tracers(0, 1, 16, 1) == ["cpu"] * 13
+    assert clips.tracers(1, 3, 16, 1) == ["cuda:0", "cuda:2"] * 4 + ["cpu"] * 5
+    assert clips.tracers(0, 2, 64, 2) == ["cpu"] * clips.CPU_TRACERS
+    assert clips.tracers(0, 1, 2, 1) == ["cpu"]
+
+
 def test_the_views_of_a_scene_see_the_same_world(small):
     from scene_pairs import film
 

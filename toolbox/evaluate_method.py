@@ -48,7 +48,7 @@ class Finetuning:
     ranks: int = 1  # samples a step
     identical: bool = False  # the same sample on all of them, as published
     noise: bool = True  # on the pixels of the condition
-    holes: str = "random paths"  # or: boxes, evaluation path, both paths, other cameras
+    holes: str = "random paths"  # or: boxes, evaluation path, other cameras
     rank: int = 0  # above 0: LoRA of that rank
 
 
@@ -66,8 +66,7 @@ FINETUNINGS = {
     "evaluation path": Finetuning(holes="evaluation path"),
     "32 renders": Finetuning(renders=32),
     "LoRA 16": Finetuning(rank=16, learning_rate=1e-3),
-    "LoRA 16 both paths": Finetuning(rank=16, learning_rate=1e-3, holes="both paths"),
-    "LoRA 16 other cameras": Finetuning(rank=16, learning_rate=1e-3, holes="other cameras"),  # a bound
+    "LoRA 16 other cameras": Finetuning(rank=16, learning_rate=1e-3, holes="other cameras"),  # true views
 }
 
 
@@ -143,15 +142,16 @@ def scores(picture, render, mask, truth):
 def training_pairs(clip, cameras, settings, seed):
     """Pairs of (target, render with holes to learn to fill), each uint8 [F, H, W, 3].
 
-    Renders are the clip's, warped away and back; for "other cameras" the clip warped to each, with what that one saw.
+    Renders are the clip's, warped away and back; for "other cameras" the clip warped to each, with what that one would
+    have seen: nobody has that, so it is a bound for what others can gain.
     """
     if settings.holes == "boxes":
         return [(clip.rgb, boxes(clip, dataset.generator(seed, "boxes", 0, i))) for i in range(settings.renders)]
     keyframes = trajectory.random_keyframes(42 + seed, settings.renders)
-    paths = [] if settings.holes == "evaluation path" else [clips.path_cameras(clip, keys) for keys in keyframes]
+    paths = [clips.path_cameras(clip, keys) for keys in keyframes]
     if settings.holes == "other cameras":
         return [(clips.refilm(clip, path).rgb, clips.render(clip, path, "eval")[0]) for path in paths]
-    paths += [cameras] if settings.holes in ("evaluation path", "both paths") else []
+    paths = [cameras] if settings.holes == "evaluation path" else paths
     return [(clip.rgb, clips.render(clip, path, "train")[0]) for path in paths]
 
 

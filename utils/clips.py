@@ -115,21 +115,22 @@ def random_clip(seed, shape, device):
 
 
 GPU_TRACERS = 4  # processes that a GPU serves before it is busy: 10 clips of 49 x 128 x 192 a second on an H100
-CPU_TRACERS = 16  # each takes some 6 s a clip, and a GPU's memory for what `make` does with it
+CPU_TRACERS = 16  # at most; each takes some 6 s a clip, and in scene_pairs memory of the GPU that encodes
 
 
 def first_and_more(make, first_seed, count, device):
     """`count` items or a few more of make(seed, device), from seed first_seed on, and a Stream of more of them.
 
-    The GPU that trains traces only at first; GPUs beside it that no process trains on, and CPU cores, from 100,000
-    seeds further on, without end.
+    A CPU makes all of them. A GPU makes only first ones, so that it is free to train, beside `tracers`, which go on
+    without end, from 100,000 seeds further on.
     """
-    first = more = Stream(make, first_seed, [str(device)] * (GPU_TRACERS if device.type == "cuda" else 1))
-    if device.type == "cuda":
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        cores = min(max(1, len(os.sched_getaffinity(0)) // ranks - 3), CPU_TRACERS)
-        spare = set(range(torch.cuda.device_count())) - {torch.cuda.current_device()} if ranks == 1 else ()
-        more = Stream(make, first_seed + 100_000, [f"cuda:{i}" for i in spare] * GPU_TRACERS + ["cpu"] * cores)
+    if device.type == "cpu":
+        first = more = Stream(make, first_seed, ["cpu"])
+    else:
+        training = torch.cuda.current_device() if device.index is None else device.index
+        ranks, cores = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), len(os.sched_getaffinity(0))
+        first = Stream(make, first_seed, [str(device)] * GPU_TRACERS)
+        more = Stream(make, first_seed + 100_000, tracers(training, torch.cuda.device_count(), cores, ranks))
     items = []
     with tqdm(total=count, unit="scene", desc="tracing") as progress:
         while len(items) < count:
@@ -138,6 +139,14 @@ def first_and_more(make, first_seed, count, device):
     if more is not first:
         first.close()
     return items, more
+
+
+def tracers(training, gpus, cores, ranks):
+    """What traces while GPU number `training` of `gpus` trains: the others (of those that CUDA_VISIBLE_DEVICES shows)
+    if there is but one rank, and the CPU cores that are left."""
+    spare = [f"cuda:{i}" for i in range(gpus) if i != training] if ranks == 1 else []
+    devices = spare * GPU_TRACERS
+    return devices + ["cpu"] * min(max(1, cores // ranks - len(devices) - 3), CPU_TRACERS)
 
 
 class Stream:

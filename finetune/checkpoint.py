@@ -136,24 +136,55 @@ def save_weights(args, transformer, folder):
         pipeline.save_whole(lambda part: transformer.save_pretrained(part, max_shard_size="5GB"), folder)
 
 
+def on_host(transformer):
+    """A copy in host memory."""
+    with torch.device("meta"):
+        copy = type(transformer).from_config(transformer.config)
+    state = {name: tensor.detach().to("cpu", copy=True) for name, tensor in transformer.state_dict().items()}
+    copy.load_state_dict(state, assign=True)
+    return copy
+
+
+def has_room(transformer):
+    """Whether a copy would take less than half of the host's free memory."""
+    import psutil
+
+    size = sum(tensor.nbytes for tensor in transformer.state_dict().values())
+    return size < psutil.virtual_memory().available / 2
+
+
 def save(args, engine, transformer, step, mean=None):
-    """Write the weights of a step, and the state to resume from if any are to be kept; returns the weights' folder."""
+    """Write the state of a step to resume from, if any are to be kept. Returns what is left for rank 0 to do, which may
+    be done while training goes on: a function that writes the weights, makes the state count, and returns their folder.
+
+    All weights are written by that function, from a copy, where there is a step to come and host memory for the copy.
+    """
     weights, final = weights_folder(args.output_dir, step, args.training_type), args.output_dir / f"checkpoint-{step}"
     part = final.with_name(f"{final.name}.part")
     if engine.rank == 0:
-        save_weights(args, transformer, weights)
-        if mean:
-            save_mean(mean, transformer, mean_folder(args.output_dir, step))
         shutil.rmtree(part, ignore_errors=True)
     engine.wait()
     if args.checkpointing_limit:
         engine.save(part)
         engine.wait()
-    if args.checkpointing_limit and engine.rank == 0:
-        transformer.save_config(part)
-        (part / FACTS).write_text(json.dumps(run_facts(args, engine.ranks), indent=2) + "\n")
-        part.replace(final)
-        for folder in list(list_checkpoints(args.output_dir).values())[: -args.checkpointing_limit]:
-            shutil.rmtree(folder)
-    engine.wait()
-    return weights
+    if engine.rank:
+        return None
+    if mean:
+        save_mean(mean, transformer, mean_folder(args.output_dir, step))
+    later = args.training_type == "sft" and step < args.train_epochs and has_room(transformer)
+    copy = on_host(transformer) if later else None
+    if not later:
+        save_weights(args, transformer, weights)
+
+    def finish():
+        if later:
+            save_weights(args, copy, weights)
+        if args.checkpointing_limit:
+            transformer.save_config(part)
+            (part / FACTS).write_text(json.dumps(run_facts(args, engine.ranks), indent=2) + "\n")
+            part.replace(final)
+            for folder in list(list_checkpoints(args.output_dir).values())[: -args.checkpointing_limit]:
+                shutil.rmtree(folder)
+        return weights
+
+    return finish

@@ -121,19 +121,32 @@ def check_needs(args, ranks):
     import psutil
 
     gpu, host = needs(args, ranks)
-    there = psutil.virtual_memory().available
-    if torch.cuda.is_available():
-        left = max(free(args, device) for device in range(1 if ranks == 1 else torch.cuda.device_count()))
-        print(f"memory={args.memory}, training_type={args.training_type}, {ranks} processes: about {gpu / GIB:.1f} GiB "
-              f"of each GPU ({left / GIB:.1f} free) and {host / GIB:.1f} GiB of host memory")
+    there, gpus = psutil.virtual_memory().available, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    said = f"memory={args.memory}, training_type={args.training_type}, {ranks} process{'es' * (ranks > 1)}: about"
+    if gpus:
+        chosen = [int(number) for number in re.findall(r"\d+", args.gpu_ids)] or list(range(gpus))
+        if not args.memory.startswith("zero2"):
+            chosen = [0]
+        if max(chosen) >= gpus:
+            raise InputError(f"gpu_ids {args.gpu_ids}: there are {gpus} GPUs, from 0 on; edit accelerate_config.yaml")
+        left = min(free(args, number) for number in chosen)  # the fullest of them
+        print(f"{said} {gpu / GIB:.1f} GiB of each GPU ({left / GIB:.1f} free) and {host / GIB:.1f} GiB of host memory")
         if gpu > left:
             raise InputError(f"memory={args.memory} needs about {gpu / GIB:.1f} GiB of GPU memory and {left / GIB:.1f} "
-                             "are free; choose single_fused, or training_type=lora")
+                             f"are free; choose {less(args)}")
     else:
         host += ranks * gpu
+        print(f"{said} {host / GIB:.1f} GiB of host memory ({there / GIB:.1f} free)")
     if host > there:
         raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for {ranks} processes "
                          f"and {there / GIB:.1f} are free; choose fewer processes, or single or single_fused")
+
+
+def less(args):
+    """What takes less GPU memory than the settings of `args`."""
+    if args.training_type == "lora":
+        return "a GPU with more memory" if args.memory == "single" else "memory=single"
+    return "training_type=lora" if args.memory == "single_fused" else "single_fused, or training_type=lora"
 
 
 def trainable(transformer):

@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,7 @@ def parse_args():
     parser.add_argument("--report_to", choices=("none", "tensorboard", "wandb"), required=True)
     parser.add_argument("--resume_from_checkpoint", default="")
     parser.add_argument("--machines", type=int, default=1, help="that share the processes")
+    parser.add_argument("--gpu_ids", default="", help="of memory=zero2, as in accelerate_config.yaml; all by default")
     parser.add_argument("--prepare_for", type=int, help="this many processes: check and embed the empty prompt; they "
                         "are started next, unless it is one that can go on itself")
     return parser.parse_args()
@@ -154,6 +156,13 @@ class Log:
             self.tracker.log({"loss": loss, "learning_rate": rate, "gradient_norm": norm}, step=step)
         return {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "grad_norm": f"{norm:.3f}"}
 
+    def add_validation(self, step, psnr):
+        """A line of validation/psnr.csv: the mean over all renders, dB."""
+        with open(self.path.parent / "validation" / "psnr.csv", "a") as file:
+            file.write(f"{step},{psnr:.3f}\n")
+        if self.tracker:
+            self.tracker.log({"validation_psnr": psnr}, step=step)
+
     def plot(self):
         """train_curve.png: the loss of every step, its mean over 20 steps, and the gradient norm."""
         import matplotlib
@@ -246,6 +255,12 @@ def optimiser_step(args, engine, pipe, pairs, embedding, rotary, step):
     return engine.gather(torch.stack(losses).mean()), engine.step()
 
 
+def tell(progress, writing):
+    """Wait for a checkpoint that is being written, if there is one, and say where it is."""
+    if writing:
+        progress.write(f"wrote {writing.result()}")
+
+
 def train(args):
     engine = memory.engine(args)
     main_process, device = engine.rank == 0, engine.device
@@ -283,6 +298,7 @@ def train(args):
 
     progress = tqdm(range(start, args.train_epochs), initial=start, total=args.train_epochs, unit="step",
                     desc="finetuning", disable=not main_process)
+    writer, writing = ThreadPoolExecutor(1), None  # of the last checkpoint, while training goes on
     unread = None  # the last step's losses and norm: to read them before the next is queued would stall the GPU
     for step in progress:
         began = time.time()
@@ -296,14 +312,18 @@ def train(args):
         unread = done, losses, learning_rate(args, step), norm, time.time() - began
         if args.do_validation and done % args.validation_steps == 0:
             psnr = validate(args, engine, pipe, pairs, embedding, done)
-            progress.write(f"step {done}: PSNR {psnr:.2f} dB") if main_process else None
+            if main_process:
+                progress.write(f"step {done}: PSNR {psnr:.2f} dB")
+                log.add_validation(done, psnr)
         if done % args.checkpointing_steps == 0 or done == args.train_epochs:
             if main_process:
                 progress.set_postfix(log.add(*unread))
             unread = None
-            folder = checkpoint.save(args, engine, transformer, done, mean)
-            if main_process:
-                progress.write(f"wrote {folder}")
+            tell(progress, writing)
+            finish = checkpoint.save(args, engine, transformer, done, mean)
+            writing = writer.submit(finish) if main_process else None
+    tell(progress, writing)
+    engine.wait()
     if main_process:
         log.plot()
         print(f"finished{cli.peak_memory(device)}; log and curve in {args.output_dir}/train_log.csv, train_curve.png")

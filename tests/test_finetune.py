@@ -78,6 +78,19 @@ def test_every_rank_and_step_draws_its_own_sample(pipe, pairs):
     assert {start for _, _, start in draws} == {0}
 
 
+def test_a_video_is_decoded_and_a_window_of_it_encoded_once(sequence_folder, pipe, monkeypatch):
+    read, encoded = [], []
+    monkeypatch.setattr(video, "read_video", lambda path, f=video.read_video: read.append(path) or f(path))
+    pairs = dataset.Pairs(sequence_folder, (5, *pipe.clip_shape[1:]))
+    monkeypatch.setattr(pipe, "posterior", lambda clip: encoded.append(clip) or clip, raising=False)
+    monkeypatch.setattr(pipe, "sample", lambda x, rng: x)
+    monkeypatch.setattr(pipe, "encode", lambda x, rng: x)
+    drawn = {pairs.draw(dataset.generator(0, "clip", 0, step))[::2] for step in range(40)}
+    for step in range(40):
+        dataset.training_batch(pipe, pairs, 0, 0, step, CPU, torch.float32)
+    assert len(encoded) == len(drawn) > 1 and len(read) == len(set(read)) == 4
+
+
 def test_a_sample_is_the_noised_render_and_the_target_of_one_window(pairs):
     """With an encoder that does nothing: x0 is the target's window, the condition the render's with its pixel noise."""
     same = staticmethod(lambda clip, rng=None: clip)
@@ -209,6 +222,8 @@ def test_two_processes_train_and_write_everything(run, model):
         assert float(row["learning_rate"]) == 1e-3 and float(row["gradient_norm"]) > 0
     for i in (1, 2, 3):  # shared by two ranks
         assert video.probe(run / "validation" / f"step-4_room_train_render{i}.mp4").width == 3 * 96
+    psnr = [line.split(",") for line in (run / "validation" / "psnr.csv").read_text().splitlines()]
+    assert psnr[-1][0] == "4" and 0 < float(psnr[-1][1]) < 60
     before, after = weights(run / "checkpoint-2"), weights(run / "checkpoint-4")
     assert {name for name in after if torch.equal(before[name], after[name])} == {"patch_embed.pos_embedding"}
 
@@ -279,7 +294,7 @@ def test_process_then_load(run, model, room, tmp_path, shards, capsys):
 # ---- one GPU, adapters, several machines ---------------------------------------------------------------------------
 
 
-MODES = [("single", "sft"), ("single_fused", "sft"), ("single", "lora")]
+MODES = [("single", "sft"), ("single_fused", "sft"), ("single", "lora"), ("single_fused", "lora")]
 
 
 @pytest.fixture(scope="module", params=MODES, ids=" ".join)
@@ -420,7 +435,7 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     (tmp_path / "diffusion_pytorch_model.safetensors").touch()
     args = type("Args", (), {"transformer_id": tmp_path, "batch_size": 1, "seed": 0, "rank": 128, "lora_alpha": 64,
                              "gradient_checkpointing": "True", "gpu_memory": 0, "ema_decay": 0,
-                             "machines": 1})  # fmt: skip
+                             "machines": 1, "gpu_ids": ""})  # fmt: skip
     gib = {}
     for mode, kind, ranks in (("single", "sft", 1), ("single_fused", "sft", 1), ("single", "lora", 1),
                               ("zero2", "sft", 4), ("zero2", "sft", 1), ("zero2_offload", "sft", 1)):  # fmt: skip
@@ -431,9 +446,22 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     assert gib["zero2_offload", "sft", 1] < 56
     args.memory, args.training_type = "single", "sft"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (20 * 2**30, 24 * 2**30))
-    with pytest.raises(InputError, match=r"needs about 3\d.\d GiB of GPU memory and 20.0 are free"):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: ((20, 70, 60)[device] * 2**30, 80 * 2**30))
+    with pytest.raises(InputError, match=r"needs about 3\d.\d GiB .* and 20.0 are free; choose single_fused"):
+        memory.check_needs(args, 1)  # which takes the first GPU
+    args.memory = "single_fused"
+    with pytest.raises(InputError, match="choose training_type=lora"):
         memory.check_needs(args, 1)
+    args.memory = "zero2"
+    with pytest.raises(InputError, match=r"needs about 6\d.\d GiB of GPU memory and 20.0 are free"):
+        memory.check_needs(args, 2)  # the fullest counts
+    args.gpu_ids = "1,2"
+    with pytest.raises(InputError, match=r"needs about 6\d.\d GiB of GPU memory and 60.0 are free"):
+        memory.check_needs(args, 2)
+    args.gpu_ids = "2,3"
+    with pytest.raises(InputError, match="gpu_ids 2,3: there are 3 GPUs"):
+        memory.check_needs(args, 2)
 
 
 def test_blocks_are_kept_and_the_vae_tiled_as_memory_allows(monkeypatch):

@@ -97,4 +97,6 @@ def test_the_inference_benchmark_prints_a_row_a_placement(capsys):
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| gpu", "| auto"))]
     assert [row[0] for row in rows] == ["| gpu", "| auto", "| gpu,fast"] and rows.pop()[1] == "8 passes"
     assert all(np.isfinite([float(cell) for cell in row[1:4]]).all() for row in rows)  # that small, a step may be noise
-    assert call(*args, "low") == 2 and "--memory low is for GPUs" in capsys.readouterr().err
+    assert call(*args, "low", "gpu") == 2
+    out, err = capsys.readouterr()
+    assert "| low | --memory low is for GPUs" in out and "\n| gpu | " in out and "1 of 2 rows" in err

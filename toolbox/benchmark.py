@@ -4,13 +4,17 @@
     python toolbox/benchmark.py finetune --modes single single_fused lora:single
     python toolbox/benchmark.py inference --placements gpu gpu,compile gpu,compile,fast offload low
     python toolbox/benchmark.py pictures
+    python toolbox/benchmark.py long
 
 data_gen: the warp alone, beside a straightforward implementation, and whole commands, at 49 x 480 x 854.
 inference: the pipeline of demo.py on random weights of the real size, made on the GPU. After a clip that warms up, one
            at --steps and one at twice that, so that a step's time is their difference.
 pictures: how far the small model's pictures of the shipped sequence are from the exact ones with --fast, and with fewer
            steps.
+long: PSNR by frame, to the exact view, of 121 frames that the small model makes in windows; a plot of it in --folder.
 finetune: finetune_cognvs.sh on random weights of the real size (32 GB of disk); steady is the second half of the steps.
+
+A row that cannot be made says why in its place; the others are made, and the exit code is 2.
 """
 
 import argparse
@@ -24,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import make_tiny_checkpoint
 
 import data_gen
-from utils import cli, metrics, pipeline, placement, sequence, speed, trajectory, video
+from utils import cli, metrics, pipeline, placement, sequence, speed, trajectory, video, windows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -187,20 +192,37 @@ def run_finetune(args, mode, output_dir):
     return seconds, rows, peak[1] if peak else "-", samples
 
 
+def print_rows(make_row, names):
+    """Print make_row(name) of every name, or why there is none; InputError at the end if any could not be made."""
+    failed = []
+    for name in names:
+        try:
+            row = make_row(name)
+        except (cli.InputError, RuntimeError) as error:  # out of memory is a RuntimeError
+            failed.append(name)
+            row = f"| {name} | {' '.join(str(error).split())[:300]} |"
+        print(row, flush=True)
+    if failed:
+        raise cli.InputError(f"{len(failed)} of {len(names)} rows could not be made; they say why: {' '.join(failed)}")
+
+
 def bench_finetune(args):
     full_size(args.folder)
     operations = flops(args.folder / "cognvs_ckpt_inpaint")
-    print("| memory | steady s a step | samples a second | TFLOP/s a GPU | share of 790 | peak GiB | start to end, s |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for mode in args.modes:
+
+    def row(mode):
         with tempfile.TemporaryDirectory(dir=args.folder) as output_dir:
             seconds, rows, peak, samples = run_finetune(args, mode, output_dir)
         steady = np.mean([float(row["seconds"]) for row in rows[len(rows) // 2 :]])
         ranks = len(rows[0]["loss_of_each_rank"].split())
         passes = 2 if mode.startswith("lora") else 3  # forward, gradients of activations, and of all weights
         rate = passes * operations * samples / ranks / steady / 1e12
-        print(f"| {mode} | {steady:.2f} | {samples / steady:.3f} | {rate:.0f} | {rate / 790:.0%} | {peak} | "
-              f"{seconds:.0f} |", flush=True)
+        return (f"| {mode} | {steady:.2f} | {samples / steady:.3f} | {rate:.0f} | {rate / 790:.0%} | {peak} | "
+                f"{seconds:.0f} |")  # fmt: skip
+
+    print("| memory | steady s a step | samples a second | TFLOP/s a GPU | share of 790 | peak GiB | start to end, s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print_rows(row, args.modes)
 
 
 def random_pipeline(device, size):
@@ -234,12 +256,11 @@ def time_inference(pipe, device, steps):
 
 
 def bench_inference(args, device):
-    print(f"| placement | s a step | encoding and decoding, s | {args.whole} steps, s | peak GiB |")
-    print("| --- | --- | --- | --- | --- |")
-    for name in args.placements:
+    def row(name):
         mode, *extras = name.split(",")
-        pipe = None  # the last one's memory is given back first
-        gc.collect()
+        gc.collect()  # the last one's memory is given back first
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         pipe = random_pipeline(device, args.size)
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -252,12 +273,15 @@ def bench_inference(args, device):
         if passes:
             passes.clear()
             seconds = time_inference(pipe, device, args.whole)
-            print(f"| {name} | {passes['passes']} passes | | {seconds:.1f} | {peak_gib(device)} |", flush=True)
-            continue
+            return f"| {name} | {passes['passes']} passes | | {seconds:.1f} | {peak_gib(device)} |"
         few, many = (time_inference(pipe, device, count) for count in (args.steps, 2 * args.steps))
         step = (many - few) / args.steps
         rest = few - step * args.steps
-        print(f"| {name} | {step:.3f} | {rest:.2f} | {rest + args.whole * step:.1f} | {peak_gib(device)} |", flush=True)
+        return f"| {name} | {step:.3f} | {rest:.2f} | {rest + args.whole * step:.1f} | {peak_gib(device)} |"
+
+    print(f"| placement | s a step | encoding and decoding, s | {args.whole} steps, s | peak GiB |")
+    print("| --- | --- | --- | --- | --- |")
+    print_rows(row, args.placements)
 
 
 def peak_gib(device):
@@ -290,6 +314,51 @@ def bench_pictures(device):
         print(f"| {name} | {passes['passes'] // len(renders)} | {np.mean(psnr):.1f} | {min(psnr):.1f} |", flush=True)
 
 
+def bench_long(folder, device, frames=121, steps=10):
+    """The windows of a long video, whose exact views are known, through data_gen.py and demo.py."""
+    seq, tiny = folder / "long", ROOT / "checkpoints" / "tiny"
+    shutil.rmtree(seq, ignore_errors=True)
+    for script, *options in (
+        ("toolbox/make_synthetic_sequence.py", "--output_dir", seq, "--frames", frames, "--height", 128, "--width", 192,
+         "--focal", 200),
+        ("data_gen.py", "--data_path", seq, "--mode", "eval", "--intrinsics_file", sequence.INTRINSICS, "--device",
+         device),
+        ("demo.py", "--model_path", tiny / "base", "--cognvs_ckpt_path", tiny / "cognvs_ckpt_inpaint", "--data_path",
+         seq, "--mp4_name", "eval_render2.mp4", "--num_inference_steps", steps, "--device", device, "--dtype", "fp32"),
+    ):  # fmt: skip
+        subprocess.run(list(map(str, (sys.executable, ROOT / script, *options))), check=True, stdout=subprocess.DEVNULL)
+    ours, exact = (video.read_video(path) / 255 for path in (seq / "outputs" / "eval_render2_out.mp4",
+                                                             seq / "novel_gt2.mp4"))  # fmt: skip
+    psnr = np.array([metrics.psnr(a, b) for a, b in zip(ours, exact, strict=True)])
+    change, brightness = np.abs(np.diff(psnr)), 255 * (ours - exact).mean((1, 2, 3))
+    firsts = windows.starts(frames, 49, 13)
+    seams = sorted({*firsts[1:], *(first + 49 for first in firsts[:-1])})
+    print("| frames | PSNR, dB | change at a seam (frame), dB | of all: median | most | brightness off, of 255 |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    at = ", ".join(f"{change[frame - 1]:.2f} ({frame})" for frame in seams)
+    print(f"| {frames} | {psnr.mean():.1f} | {at} | {np.median(change):.2f} | {change.max():.2f} | "
+          f"{brightness.min():.1f} to {brightness.max():.1f} |")  # fmt: skip
+    print(f"wrote {plot_long(psnr, brightness, seams, folder / 'long.png')}")
+
+
+def plot_long(psnr, brightness, seams, path):
+    """PSNR and brightness of each frame, with the frames where overlaps of windows begin and end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 1, sharex=True, figsize=(8, 5))
+    for axis, values, label in zip(axes, (psnr, brightness), ("PSNR, dB", "brightness off, of 255"), strict=True):
+        axis.plot(values)
+        axis.set_ylabel(label)
+        for frame in seams:
+            axis.axvline(frame, color="grey", linewidth=0.5)
+    axes[1].set_xlabel("frame")
+    figure.savefig(path, dpi=100)
+    return path
+
+
 def flops(weights):
     """Operations of one forward pass of one clip, counted without computing."""
     with torch.device("meta"):
@@ -306,9 +375,10 @@ def flops(weights):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("what", choices=("data_gen", "inference", "pictures", "finetune"))
+    parser.add_argument("what", choices=("data_gen", "inference", "pictures", "long", "finetune"))
     parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/cognvs_benchmark"), help="for random models")
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/cognvs_benchmark"),
+                        help="for random models, and the plot of long")
     parser.add_argument("--modes", nargs="+", default=["single", "single_fused", "lora:single"])
     parser.add_argument("--placements", nargs="+", default=["gpu", "gpu,compile", "gpu,compile,fast", "offload", "low"],
                         help="--memory of demo.py, with ,compile and ,fast")
@@ -321,13 +391,16 @@ def main():
         raise cli.InputError(f"--steps {args.steps}: expected 4 or more")
     device = cli.pick_device(args.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    print(f"{name}, torch {torch.__version__}\n")
+    libraries = ", ".join(f"{library} {version(library)}" for library in ("diffusers", "torchao"))
+    print(f"{name}, torch {torch.__version__}, {libraries}\n")
     if args.what == "data_gen":
         bench_data_gen(device)
     elif args.what == "inference":
         bench_inference(args, device)
     elif args.what == "pictures":
         bench_pictures(device)
+    elif args.what == "long":
+        bench_long(args.folder, device)
     else:
         bench_finetune(args)
 

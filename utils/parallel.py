@@ -1,7 +1,8 @@
 """One clip on several GPUs: each holds a stretch of its tokens, and in attention some of the heads for all of them.
 
 The exchange of tokens for heads is Ulysses (Jacobs et al. 2023, "DeepSpeed Ulysses"). Text and image tokens are one
-row, so that the first process has the text and fewer image tokens, and all have equally many.
+row, so that the first process has the text and fewer image tokens, and all have equally many. (Of libraries, xfuser
+0.7 has this transformer only in a text-to-video pipeline of its own.)
 """
 
 import torch

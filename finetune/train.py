@@ -261,33 +261,44 @@ def tell(progress, writing):
         progress.write(f"wrote {writing.result()}")
 
 
-def train(args):
-    engine = memory.engine(args)
-    main_process, device = engine.rank == 0, engine.device
-    memory.limit(args, device)
-    set_steps(args, engine.ranks)
-    start, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
-    dtype = memory.dtype(args)
+def open_models(args, engine, resume):
+    """(the pipeline that holds the weights to start from, the embedding of "", the training pairs)."""
+    dtype, device = memory.dtype(args), engine.device
     pipe = pipeline.load_pipeline(args.model_path, checkpoint.weights_to_start(args, resume), dtype, device)
     pipe.set_progress_bar_config(disable=True)
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
-    embedding, rotary = embedding.to(device), pipe.rotary_embedding(device)
     pairs = dataset.open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank, device)
+    return pipe, embedding.to(device), pairs
 
+
+def prepare_training(args, engine, pipe, start, resume):
+    """(the transformer, ready to train from step `start` on; its running mean or None; blocks not recomputed)."""
     transformer = checkpoint.prepare_weights(args, pipe.transformer, resume).train()
     mean = None
-    if args.ema_decay and main_process:
+    if args.ema_decay and engine.rank == 0:
         mean = checkpoint.make_mean(transformer, args.ema_decay, start,
                                     resume and checkpoint.mean_folder(resume.parent, start))
     engine.prepare(transformer)
-    memory.choose_tiling(args, pipe, transformer, engine.ranks, device)
-    kept = memory.blocks_to_keep(args, transformer, engine.ranks, device)
+    memory.choose_tiling(args, pipe, transformer, engine.ranks, engine.device)
+    kept = memory.blocks_to_keep(args, transformer, engine.ranks, engine.device)
     if args.gradient_checkpointing != "False":
         speed.recompute(transformer, kept)
     if args.compile and speed.has_compiler():
         speed.compile_blocks(transformer)
     if resume:
         engine.load(resume)
+    return transformer, mean, kept
+
+
+def train(args):
+    engine = memory.engine(args)
+    main_process, device = engine.rank == 0, engine.device
+    memory.limit(args, device)
+    set_steps(args, engine.ranks)
+    start, resume = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
+    pipe, embedding, pairs = open_models(args, engine, resume)
+    transformer, mean, kept = prepare_training(args, engine, pipe, start, resume)
+    rotary = pipe.rotary_embedding(device)
     if main_process:
         args.output_dir.mkdir(parents=True, exist_ok=True)
         save_settings(args, engine)

@@ -290,7 +290,8 @@ def main():
         parallel.share_tokens(pipe.transformer)
     passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if args.fast and not low else None
     if not args.helper:
-        print(f"loaded {weights} in {time.time() - start:.1f} s, {dtype} {where}; embedding of \"\" kept in {cache}")
+        print(f"loaded {weights} and {args.model_path / 'vae'} in {time.time() - start:.1f} s, {dtype} {where}; "
+              f'embedding of "" kept in {cache}')
     with speed.attention():
         inpaint(args, pipe, embedding.to(device), jobs, passes)
     if args.share_clip:

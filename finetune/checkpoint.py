@@ -153,11 +153,11 @@ def has_room(transformer):
     return size < psutil.virtual_memory().available / 2
 
 
-def save(args, engine, transformer, step, mean=None):
-    """Write the state of a step to resume from, if any are to be kept. Returns what is left for rank 0 to do, which may
-    be done while training goes on: a function that writes the weights, makes the state count, and returns their folder.
+def save(args, engine, transformer, step, writer, mean=None):
+    """Write the weights of a step, and the state to resume from if any are to be kept. Rank 0 gets the Future of what
+    `writer`, an Executor, does of it while training goes on; its result is the weights' folder. Other ranks get None.
 
-    All weights are written by that function, from a copy, where there is a step to come and host memory for the copy.
+    All weights are written there, from a copy, where there is a step to come and host memory for the copy.
     """
     weights, final = weights_folder(args.output_dir, step, args.training_type), args.output_dir / f"checkpoint-{step}"
     part = final.with_name(f"{final.name}.part")
@@ -173,11 +173,11 @@ def save(args, engine, transformer, step, mean=None):
         save_mean(mean, transformer, mean_folder(args.output_dir, step))
     later = args.training_type == "sft" and step < args.train_epochs and has_room(transformer)
     copy = on_host(transformer) if later else None
-    if not later:
+    if copy is None:
         save_weights(args, transformer, weights)
 
     def finish():
-        if later:
+        if copy is not None:
             save_weights(args, copy, weights)
         if args.checkpointing_limit:
             transformer.save_config(part)
@@ -187,4 +187,4 @@ def save(args, engine, transformer, step, mean=None):
                 shutil.rmtree(folder)
         return weights
 
-    return finish
+    return writer.submit(finish)  # nobody else holds the copy, which is freed when it is written

@@ -124,9 +124,8 @@ def check_needs(args, ranks):
     there, gpus = psutil.virtual_memory().available, torch.cuda.device_count() if torch.cuda.is_available() else 0
     said = f"memory={args.memory}, training_type={args.training_type}, {ranks} process{'es' * (ranks > 1)}: about"
     if gpus:
-        chosen = [int(number) for number in re.findall(r"\d+", args.gpu_ids)] or list(range(gpus))
-        if not args.memory.startswith("zero2"):
-            chosen = [0]
+        listed = [int(number) for number in re.findall(r"\d+", args.gpu_ids)] or range(gpus)
+        chosen = listed if args.memory.startswith("zero2") else [0]
         if max(chosen) >= gpus:
             raise InputError(f"gpu_ids {args.gpu_ids}: there are {gpus} GPUs, from 0 on; edit accelerate_config.yaml")
         left = min(free(args, number) for number in chosen)  # the fullest of them

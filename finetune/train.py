@@ -331,8 +331,7 @@ def train(args):
                 progress.set_postfix(log.add(*unread))
             unread = None
             tell(progress, writing)
-            finish = checkpoint.save(args, engine, transformer, done, mean)
-            writing = writer.submit(finish) if main_process else None
+            writing = checkpoint.save(args, engine, transformer, done, writer, mean)
     tell(progress, writing)
     engine.wait()
     if main_process:

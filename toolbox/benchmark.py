@@ -157,15 +157,19 @@ def bench_data_gen(device):
         print(f"| {frames} frames, {renders} renders | {seconds:.1f} | {rate:.1f} | {memory:.2f} |")
 
 
+def run(script, *options, stdout=None):
+    """Run one of this project's programs; CalledProcessError if it fails."""
+    subprocess.run(list(map(str, (sys.executable, ROOT / script, *options))), check=True, stdout=stdout)
+
+
 def full_size(folder):
     """A base and inpainting weights of the real sizes, random, and the shipped sequence with a training pair."""
     if not (folder / "base" / "model_index.json").exists():
-        subprocess.run([sys.executable, ROOT / "toolbox" / "make_tiny_checkpoint.py", "--size", "5b", "--dtype", "bf16",
-                        "--output_dir", folder, "--device", cli.pick_device().type], check=True)  # fmt: skip
+        run("toolbox/make_tiny_checkpoint.py", "--size", "5b", "--dtype", "bf16", "--output_dir", folder, "--device",
+            cli.pick_device().type)  # fmt: skip
     if not (folder / "room").exists():
         shutil.copytree(ROOT / "demo_data" / "room", folder / "room")
-        subprocess.run([sys.executable, ROOT / "data_gen.py", "--data_path", folder / "room", "--mode", "train",
-                        "--num_train_render", "2"], check=True)  # fmt: skip
+        run("data_gen.py", "--data_path", folder / "room", "--mode", "train", "--num_train_render", 2)
 
 
 def run_finetune(args, mode, output_dir):
@@ -296,8 +300,7 @@ def bench_pictures(device):
     embedding = pipeline.empty_prompt(base, pipe.transformer.config.max_text_seq_length, torch.float32)[0].to(device)
     with tempfile.TemporaryDirectory() as folder:
         room = shutil.copytree(ROOT / "demo_data" / "room", Path(folder) / "room")
-        run = "data_gen.py", "--data_path", room, "--mode", "eval", "--device", str(device)
-        subprocess.run([sys.executable, ROOT / run[0], *run[1:]], check=True, stdout=subprocess.DEVNULL)
+        run("data_gen.py", "--data_path", room, "--mode", "eval", "--device", device, stdout=subprocess.DEVNULL)
         renders = [video.resize(video.read_video(path), *pipe.clip_shape[1:])
                    for path in sorted(room.glob("eval_render*.mp4"))]  # fmt: skip
 
@@ -314,24 +317,23 @@ def bench_pictures(device):
         print(f"| {name} | {passes['passes'] // len(renders)} | {np.mean(psnr):.1f} | {min(psnr):.1f} |", flush=True)
 
 
-def bench_long(folder, device, frames=121, steps=10):
+def bench_long(folder, device, frames=121, overlap=13, steps=10):
     """The windows of a long video, whose exact views are known, through data_gen.py and demo.py."""
     seq, tiny = folder / "long", ROOT / "checkpoints" / "tiny"
     shutil.rmtree(seq, ignore_errors=True)
-    for script, *options in (
-        ("toolbox/make_synthetic_sequence.py", "--output_dir", seq, "--frames", frames, "--height", 128, "--width", 192,
-         "--focal", 200),
-        ("data_gen.py", "--data_path", seq, "--mode", "eval", "--intrinsics_file", sequence.INTRINSICS, "--device",
-         device),
-        ("demo.py", "--model_path", tiny / "base", "--cognvs_ckpt_path", tiny / "cognvs_ckpt_inpaint", "--data_path",
-         seq, "--mp4_name", "eval_render2.mp4", "--num_inference_steps", steps, "--device", device, "--dtype", "fp32"),
-    ):  # fmt: skip
-        subprocess.run(list(map(str, (sys.executable, ROOT / script, *options))), check=True, stdout=subprocess.DEVNULL)
+    quiet = {"stdout": subprocess.DEVNULL}
+    run("toolbox/make_synthetic_sequence.py", "--output_dir", seq, "--frames", frames, "--height", 128, "--width", 192,
+        "--focal", 200, **quiet)  # fmt: skip
+    run("data_gen.py", "--data_path", seq, "--mode", "eval", "--intrinsics_file", sequence.INTRINSICS, "--device",
+        device, **quiet)  # fmt: skip
+    run("demo.py", "--model_path", tiny / "base", "--cognvs_ckpt_path", tiny / "cognvs_ckpt_inpaint", "--data_path",
+        seq, "--mp4_name", "eval_render2.mp4", "--num_inference_steps", steps, "--overlap", overlap, "--device",
+        device, "--dtype", "fp32", **quiet)  # fmt: skip
     ours, exact = (video.read_video(path) / 255 for path in (seq / "outputs" / "eval_render2_out.mp4",
                                                              seq / "novel_gt2.mp4"))  # fmt: skip
     psnr = np.array([metrics.psnr(a, b) for a, b in zip(ours, exact, strict=True)])
     change, brightness = np.abs(np.diff(psnr)), 255 * (ours - exact).mean((1, 2, 3))
-    firsts = windows.starts(frames, 49, 13)
+    firsts = windows.starts(frames, 49, overlap)
     seams = sorted({*firsts[1:], *(first + 49 for first in firsts[:-1])})
     print("| frames | PSNR, dB | change at a seam (frame), dB | of all: median | most | brightness off, of 255 |")
     print("| --- | --- | --- | --- | --- | --- |")

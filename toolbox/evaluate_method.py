@@ -147,11 +147,12 @@ def training_pairs(clip, cameras, settings, seed):
     """
     if settings.holes == "boxes":
         return [(clip.rgb, boxes(clip, dataset.generator(seed, "boxes", 0, i))) for i in range(settings.renders)]
+    if settings.holes == "evaluation path":
+        return [(clip.rgb, clips.render(clip, cameras, "train")[0])]
     keyframes = trajectory.random_keyframes(42 + seed, settings.renders)
     paths = [clips.path_cameras(clip, keys) for keys in keyframes]
     if settings.holes == "other cameras":
         return [(clips.refilm(clip, path).rgb, clips.render(clip, path, "eval")[0]) for path in paths]
-    paths = [cameras] if settings.holes == "evaluation path" else paths
     return [(clip.rgb, clips.render(clip, path, "train")[0]) for path in paths]
 
 

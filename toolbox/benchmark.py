@@ -9,8 +9,8 @@
 data_gen: the warp alone, beside a straightforward implementation, and whole commands, at 49 x 480 x 854.
 inference: the pipeline of demo.py on random weights of the real size, made on the GPU. After a clip that warms up, one
            at --steps and one at twice that, so that a step's time is their difference.
-pictures: how far the small model's pictures of the shipped sequence are from the exact ones with --fast, and with fewer
-           steps.
+pictures: how far the small model's pictures of the shipped sequence are from the exact ones with fewer steps, with
+          --fast, and with fp8 linear layers.
 long: PSNR by frame, to the exact view, of 121 frames that the small model makes in windows; a plot of it in --folder.
 finetune: finetune_cognvs.sh on random weights of the real size (32 GB of disk); steady is the second half of the steps.
 
@@ -272,6 +272,8 @@ def bench_inference(args, device):
         placement.place(pipe, device, mode)
         if "compile" in extras:
             speed.compile_blocks(pipe.transformer)
+        if "fp8" in extras:
+            to_fp8(pipe.transformer)
         passes = speed.predict_steps(pipe.transformer, args.whole) if "fast" in extras else None
         time_inference(pipe, device, 1)
         if passes:
@@ -293,28 +295,55 @@ def peak_gib(device):
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}" if device.type == "cuda" else "-"
 
 
+def to_fp8(transformer):
+    """torchao's fp8 for the linear layers of the blocks' attention and feed-forward, a scale for each row.
+
+    InputError without a GPU that has fp8.
+    """
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+        raise cli.InputError("fp8 needs a GPU of compute capability 8.9 or more")
+
+    def large(module, name):
+        return isinstance(module, torch.nn.Linear) and (".attn1." in name or ".ff." in name)
+
+    quantize_(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), large)
+
+
 def bench_pictures(device):
     base, weights = ROOT / "checkpoints" / "tiny" / "base", ROOT / "checkpoints" / "tiny" / "cognvs_ckpt_inpaint"
-    pipe = pipeline.load_pipeline(base, weights, torch.float32, device)
-    pipe.set_progress_bar_config(disable=True)
-    embedding = pipeline.empty_prompt(base, pipe.transformer.config.max_text_seq_length, torch.float32)[0].to(device)
     with tempfile.TemporaryDirectory() as folder:
         room = shutil.copytree(ROOT / "demo_data" / "room", Path(folder) / "room")
         run("data_gen.py", "--data_path", room, "--mode", "eval", "--device", device, stdout=subprocess.DEVNULL)
-        renders = [video.resize(video.read_video(path), *pipe.clip_shape[1:])
-                   for path in sorted(room.glob("eval_render*.mp4"))]  # fmt: skip
+        renders = [video.read_video(path) for path in sorted(room.glob("eval_render*.mp4"))]
 
-    def inpaint(steps):
-        clips = (torch.from_numpy(render).permute(0, 3, 1, 2) / 255 for render in renders)
-        return [pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(42)).cpu().numpy() for clip in clips]
-
-    exact = inpaint(50)
-    print("| | passes | PSNR to 50 steps, dB: mean of all renders | lowest |")
-    print("| --- | --- | --- | --- |")
-    for name, steps in (("45 steps", 45), ("35 steps", 35), ("25 steps", 25), ("--fast, 50 steps", 50)):
+    def inpaint(name, steps):
+        """The pictures of all renders, and passes of the transformer for each."""
+        dtype = torch.bfloat16 if "bf16" in name else torch.float32
+        pipe = pipeline.load_pipeline(base, weights, dtype, device)
+        pipe.set_progress_bar_config(disable=True)
+        embedding = pipeline.empty_prompt(base, pipe.transformer.config.max_text_seq_length, dtype)[0].to(device)
+        if "fp8" in name:
+            to_fp8(pipe.transformer)
         passes = speed.predict_steps(pipe.transformer, steps) if "fast" in name else {"passes": len(renders) * steps}
-        psnr = [metrics.psnr(ours, theirs) for ours, theirs in zip(inpaint(steps), exact, strict=True)]
-        print(f"| {name} | {passes['passes'] // len(renders)} | {np.mean(psnr):.1f} | {min(psnr):.1f} |", flush=True)
+        clips = (torch.from_numpy(video.resize(render, *pipe.clip_shape[1:])).permute(0, 3, 1, 2) / 255
+                 for render in renders)  # fmt: skip
+        out = [pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(42)).cpu().numpy() for clip in clips]
+        return out, passes["passes"] // len(renders)
+
+    exact, _ = inpaint("float32", 50)
+
+    def row(name):
+        steps = re.search(r"(\d+) steps", name)
+        pictures, passes = inpaint(name, int(steps[1]) if steps else 50)
+        psnr = [metrics.psnr(ours, theirs) for ours, theirs in zip(pictures, exact, strict=True)]
+        return f"| {name} | {passes} | {np.mean(psnr):.1f} | {min(psnr):.1f} |"
+
+    print("| | passes | PSNR to 50 steps in float32, dB: mean of all renders | lowest |")
+    print("| --- | --- | --- | --- |")
+    print_rows(row, ["45 steps", "35 steps", "25 steps", "--fast", "bf16", "bf16, --fast", "bf16, fp8",
+                     "bf16, fp8, --fast"])  # fmt: skip
 
 
 def bench_long(folder, device, frames=121, overlap=13, steps=10):
@@ -375,6 +404,12 @@ def flops(weights):
     return counter.get_total_flops()
 
 
+def print_versions(device):
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
+    libraries = ", ".join(f"{library} {version(library)}" for library in ("diffusers", "torchao"))
+    print(f"{name}, torch {torch.__version__}, {libraries}\n")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("what", choices=("data_gen", "inference", "pictures", "long", "finetune"))
@@ -383,7 +418,7 @@ def main():
                         help="for random models, and the plot of long")
     parser.add_argument("--modes", nargs="+", default=["single", "single_fused", "lora:single"])
     parser.add_argument("--placements", nargs="+", default=["gpu", "gpu,compile", "gpu,compile,fast", "offload", "low"],
-                        help="--memory of demo.py, with ,compile and ,fast")
+                        help="--memory of demo.py, with ,compile ,fast and ,fp8")
     parser.add_argument("--size", choices=make_tiny_checkpoint.SIZES, default="5b", help="of the model, for inference")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--whole", type=int, default=50, help="steps of a whole clip")
@@ -392,9 +427,7 @@ def main():
     if args.steps < 4:
         raise cli.InputError(f"--steps {args.steps}: expected 4 or more")
     device = cli.pick_device(args.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    libraries = ", ".join(f"{library} {version(library)}" for library in ("diffusers", "torchao"))
-    print(f"{name}, torch {torch.__version__}, {libraries}\n")
+    print_versions(device)
     if args.what == "data_gen":
         bench_data_gen(device)
     elif args.what == "inference":

@@ -157,9 +157,11 @@ class Log:
         return {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "grad_norm": f"{norm:.3f}"}
 
     def add_validation(self, step, psnr):
-        """A line of validation/psnr.csv: the mean over all renders, dB."""
-        with open(self.path.parent / "validation" / "psnr.csv", "a") as file:
-            file.write(f"{step},{psnr:.3f}\n")
+        """A row of validation/psnr.csv, the mean over renders in dB; those of later steps, made before a resume, go."""
+        path = self.path.parent / "validation" / "psnr.csv"
+        rows = path.read_text().splitlines()[1:] if path.is_file() else []
+        rows = [row for row in rows if int(row.split(",")[0]) < step]
+        path.write_text("\n".join(["step,psnr", *rows, f"{step},{psnr:.3f}"]) + "\n")
         if self.tracker:
             self.tracker.log({"validation_psnr": psnr}, step=step)
 
@@ -279,6 +281,8 @@ def prepare_training(args, engine, pipe, start, resume):
         mean = checkpoint.make_mean(transformer, args.ema_decay, start,
                                     resume and checkpoint.mean_folder(resume.parent, start))
     engine.prepare(transformer)
+    if engine.device.type == "cuda":
+        torch.cuda.empty_cache()  # of what the weights left where they were before: not free otherwise
     memory.choose_tiling(args, pipe, transformer, engine.ranks, engine.device)
     kept = memory.blocks_to_keep(args, transformer, engine.ranks, engine.device)
     if args.gradient_checkpointing != "False":
@@ -305,7 +309,8 @@ def train(args):
         log = Log(args, start)
         print(f"{args.base_dir_input}: {pairs}, "
               f"{engine.ranks} process{'es' * (engine.ranks > 1)} on {device.type}, memory={args.memory}, "
-              f"steps {start} to {args.train_epochs}" + (f", {kept} blocks not recomputed" if kept else ""))
+              f"steps {start} to {args.train_epochs}" + (f", {kept} blocks not recomputed" if kept else "")
+              + ", VAE in tiles" * pipe.vae.use_tiling)
 
     progress = tqdm(range(start, args.train_epochs), initial=start, total=args.train_epochs, unit="step",
                     desc="finetuning", disable=not main_process)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import checkpoint
 import dataset
@@ -223,9 +224,17 @@ def test_two_processes_train_and_write_everything(run, model):
     for i in (1, 2, 3):  # shared by two ranks
         assert video.probe(run / "validation" / f"step-4_room_train_render{i}.mp4").width == 3 * 96
     psnr = [line.split(",") for line in (run / "validation" / "psnr.csv").read_text().splitlines()]
-    assert psnr[-1][0] == "4" and 0 < float(psnr[-1][1]) < 60
+    assert psnr[0] == ["step", "psnr"] and psnr[-1][0] == "4" and 0 < float(psnr[-1][1]) < 60
     before, after = weights(run / "checkpoint-2"), weights(run / "checkpoint-4")
     assert {name for name in after if torch.equal(before[name], after[name])} == {"patch_embed.pos_embedding"}
+
+
+def test_a_resumed_run_replaces_the_validations_that_it_makes_again(tmp_path):
+    (tmp_path / "validation").mkdir()
+    args = SimpleNamespace(output_dir=tmp_path, report_to="none")
+    for step, psnr in ((2, 20), (4, 21), (6, 22), (4, 23)):
+        train.Log(args, 0).add_validation(step, psnr)
+    assert (tmp_path / "validation" / "psnr.csv").read_text() == "step,psnr\n2,20.000\n4,23.000\n"
 
 
 def until_step_2(run, folder):

@@ -132,11 +132,16 @@ def time_vae(pipe, device):
         "a pass, and encoding on a second stream": lambda: beside(encode),
         "a pass, then decoding": lambda: (run(), decode()),
         "a pass, and decoding on a second stream": lambda: beside(decode),
-        "encoding in tiles": encode, "decoding in tiles": decode, "encoding, compiled": encode,
+        "encoding in tiles": encode, "decoding in tiles": decode,
+        "encoding, channels last": encode, "decoding, channels last": decode, "encoding, compiled": encode,
     }  # fmt: skip
 
     def row(name):
         vae.enable_tiling() if "tiles" in name else vae.disable_tiling()
+        layout = torch.channels_last_3d if "channels last" in name else torch.contiguous_format
+        for module in vae.modules():
+            if isinstance(module, torch.nn.Conv3d):
+                module.to(memory_format=layout)
         if "compiled" in name:
             if not speed.has_compiler():
                 raise cli.InputError("needs a GPU and a C compiler")

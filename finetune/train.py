@@ -139,13 +139,12 @@ class Log:
     """train_log.csv, which goes on after the rows of the first `step` steps, and a tracker if one was asked for."""
 
     def __init__(self, args, step):
-        path, rows = args.output_dir / "train_log.csv", []
-        if step and path.is_file():
-            with open(path, newline="") as file:
-                rows = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
+        path = args.output_dir / "train_log.csv"
+        rows = rows_until(step, path)
         self.path, self.tracker = path, make_tracker(args)
         self.writer = csv.writer(open(path, "w", newline="", buffering=1))
         self.writer.writerows([LOG_COLUMNS, *rows])
+        self.validated = [["step", "psnr"], *rows_until(step, args.output_dir / "validation" / "psnr.csv")]
 
     def add(self, step, losses, rate, norm, seconds):
         """The row of a step; losses [ranks], norm: from later(). Returns what the progress bar shows."""
@@ -157,11 +156,10 @@ class Log:
         return {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "grad_norm": f"{norm:.3f}"}
 
     def add_validation(self, step, psnr):
-        """A row of validation/psnr.csv, the mean over renders in dB; those of later steps, made before a resume, go."""
-        path = self.path.parent / "validation" / "psnr.csv"
-        rows = path.read_text().splitlines()[1:] if path.is_file() else []
-        rows = [row for row in rows if int(row.split(",")[0]) < step]
-        path.write_text("\n".join(["step,psnr", *rows, f"{step},{psnr:.3f}"]) + "\n")
+        """A row of validation/psnr.csv: the mean over renders, dB."""
+        self.validated.append([step, f"{psnr:.3f}"])
+        with open(self.path.parent / "validation" / "psnr.csv", "w", newline="") as file:
+            csv.writer(file).writerows(self.validated)
         if self.tracker:
             self.tracker.log({"validation_psnr": psnr}, step=step)
 
@@ -186,6 +184,14 @@ class Log:
         lower.set(xlabel="step", ylabel="gradient norm before clipping")
         figure.savefig(self.path.with_name("train_curve.png"), dpi=100)
         plt.close(figure)
+
+
+def rows_until(step, path):
+    """The rows of the first `step` steps in a csv file whose first column is the step; none if it is not there."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= step]
 
 
 def later(value):

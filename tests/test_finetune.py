@@ -229,12 +229,16 @@ def test_two_processes_train_and_write_everything(run, model):
     assert {name for name in after if torch.equal(before[name], after[name])} == {"patch_embed.pos_embedding"}
 
 
-def test_a_resumed_run_replaces_the_validations_that_it_makes_again(tmp_path):
+def test_a_resumed_run_keeps_the_validations_before_it_alone(tmp_path):
     (tmp_path / "validation").mkdir()
-    args = SimpleNamespace(output_dir=tmp_path, report_to="none")
-    for step, psnr in ((2, 20), (4, 21), (6, 22), (4, 23)):
-        train.Log(args, 0).add_validation(step, psnr)
-    assert (tmp_path / "validation" / "psnr.csv").read_text() == "step,psnr\n2,20.000\n4,23.000\n"
+    args, path = SimpleNamespace(output_dir=tmp_path, report_to="none"), tmp_path / "validation" / "psnr.csv"
+    first = train.Log(args, 0)
+    for step in (2, 3, 5):
+        first.add_validation(step, 20 + step)
+    train.Log(args, 3).add_validation(6, 29)
+    assert path.read_text().split() == ["step,psnr", "2,22.000", "3,23.000", "6,29.000"]
+    train.Log(args, 0).add_validation(2, 21)
+    assert path.read_text().split() == ["step,psnr", "2,21.000"]
 
 
 def until_step_2(run, folder):

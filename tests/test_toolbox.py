@@ -100,3 +100,17 @@ def test_the_inference_benchmark_prints_a_row_a_placement(capsys):
     assert call(*args, "low", "gpu") == 2
     out, err = capsys.readouterr()
     assert "| low | --memory low is for GPUs" in out and "\n| gpu | " in out and "1 of 2 rows" in err
+
+
+def test_the_benchmark_of_parts_says_what_a_machine_without_a_gpu_cannot_time(capsys, monkeypatch):
+    monkeypatch.setattr("benchmark_parts.speed.has_compiler", lambda: False)
+    args = "benchmark_parts", "--size", "tiny", "--device", "cpu", "--parts", "attention", "passes"
+    assert call(*args) == 2
+    out, err = capsys.readouterr()
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in out.splitlines() if line[:2] == "| "}
+    for name in ("flash", "as chosen by utils/speed.py", "eager"):
+        assert float(rows[name][1]) >= 0
+    assert rows["eager"][-1] == "0.00% |" and rows["cuDNN"][0].startswith("No viable backend")
+    for name in ("compiled", "compiled, fp8 linear layers"):
+        assert rows[name] == ["needs a GPU and a C compiler |"]
+    assert err.count("2 of 4 rows could not be made") == 2

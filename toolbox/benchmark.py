@@ -10,7 +10,7 @@ data_gen: the warp alone, beside a straightforward implementation, and whole com
 inference: the pipeline of demo.py on random weights of the real size, made on the GPU. After a clip that warms up, one
            at --steps and one at twice that, so that a step's time is their difference.
 pictures: how far the small model's pictures of the shipped sequence are from the exact ones with fewer steps, with
-          --fast, and with fp8 linear layers.
+          --fast, and on a GPU that has it with fp8 linear layers.
 long: PSNR by frame, to the exact view, of 121 frames that the small model makes in windows; a plot of it in --folder.
 finetune: finetune_cognvs.sh on random weights of the real size (32 GB of disk); steady is the second half of the steps.
 
@@ -273,7 +273,7 @@ def bench_inference(args, device):
         if "compile" in extras:
             speed.compile_blocks(pipe.transformer)
         if "fp8" in extras:
-            to_fp8(pipe.transformer)
+            to_fp8(pipe.transformer, device)
         passes = speed.predict_steps(pipe.transformer, args.whole) if "fast" in extras else None
         time_inference(pipe, device, 1)
         if passes:
@@ -295,20 +295,23 @@ def peak_gib(device):
     return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f}" if device.type == "cuda" else "-"
 
 
-def to_fp8(transformer):
+def to_fp8(transformer, device):
     """torchao's fp8 for the linear layers of the blocks' attention and feed-forward, a scale for each row.
 
-    InputError without a GPU that has fp8.
+    InputError if the device has no fp8.
     """
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
-
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9):
+    if not has_fp8(device):
         raise cli.InputError("fp8 needs a GPU of compute capability 8.9 or more")
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
 
     def large(module, name):
         return isinstance(module, torch.nn.Linear) and (".attn1." in name or ".ff." in name)
 
     quantize_(transformer, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()), large)
+
+
+def has_fp8(device):
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def bench_pictures(device):
@@ -325,7 +328,7 @@ def bench_pictures(device):
         pipe.set_progress_bar_config(disable=True)
         embedding = pipeline.empty_prompt(base, pipe.transformer.config.max_text_seq_length, dtype)[0].to(device)
         if "fp8" in name:
-            to_fp8(pipe.transformer)
+            to_fp8(pipe.transformer, device)
         passes = speed.predict_steps(pipe.transformer, steps) if "fast" in name else {"passes": len(renders) * steps}
         clips = (torch.from_numpy(video.resize(render, *pipe.clip_shape[1:])).permute(0, 3, 1, 2) / 255
                  for render in renders)  # fmt: skip
@@ -343,8 +346,8 @@ def bench_pictures(device):
 
     print("| | passes | PSNR to 50 steps of the same dtype (bf16: in float32), dB: mean of all renders | lowest |")
     print("| --- | --- | --- | --- |")
-    print_rows(row, ["45 steps", "35 steps", "25 steps", "--fast", "bf16", "bf16, --fast", "bf16, fp8",
-                     "bf16, fp8, --fast"])  # fmt: skip
+    fp8 = ["bf16, fp8", "bf16, fp8, --fast"] if has_fp8(device) else []
+    print_rows(row, ["45 steps", "35 steps", "25 steps", "--fast", "bf16", "bf16, --fast", *fp8])
 
 
 def bench_long(folder, device, frames=121, overlap=13, steps=10):
@@ -419,7 +422,7 @@ def main():
                         help="for random models, and the plot of long")
     parser.add_argument("--modes", nargs="+", default=["single", "single_fused", "lora:single"])
     parser.add_argument("--placements", nargs="+", default=["gpu", "gpu,compile", "gpu,compile,fast", "offload", "low"],
-                        help="--memory of demo.py, with ,compile ,fast and ,fp8")
+                        help="--memory of demo.py, with ,compile, ,fast and ,fp8")
     parser.add_argument("--size", choices=make_tiny_checkpoint.SIZES, default="5b", help="of the model, for inference")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--whole", type=int, default=50, help="steps of a whole clip")

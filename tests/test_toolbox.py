@@ -110,7 +110,7 @@ def test_the_benchmark_of_parts_says_what_a_machine_without_a_gpu_cannot_time(ca
     rows = {line.split(" | ")[0].strip("| "): line.split(" | ")[1:] for line in out.splitlines() if line[:2] == "| "}
     for name in ("flash", "as chosen by utils/speed.py", "eager"):
         assert float(rows[name][1]) >= 0
-    assert rows["eager"][-1] == "0.00% |" and rows["cuDNN"][0].startswith("No viable backend")
+    assert float(rows["eager"][-1].rstrip("% |")) < 1 and rows["cuDNN"][0].startswith("No viable backend")
     for name in ("compiled", "compiled, fp8 linear layers"):
         assert rows[name] == ["needs a GPU and a C compiler |"]
     assert err.count("2 of 4 rows could not be made") == 2

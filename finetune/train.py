@@ -287,8 +287,7 @@ def prepare_training(args, engine, pipe, start, resume):
         mean = checkpoint.make_mean(transformer, args.ema_decay, start,
                                     resume and checkpoint.mean_folder(resume.parent, start))
     engine.prepare(transformer)
-    if engine.device.type == "cuda":
-        torch.cuda.empty_cache()  # of what the weights left where they were before: not free otherwise
+    torch.cuda.empty_cache()  # of what the weights left where they were before, which counts as taken; on a GPU alone
     memory.choose_tiling(args, pipe, transformer, engine.ranks, engine.device)
     kept = memory.blocks_to_keep(args, transformer, engine.ranks, engine.device)
     if args.gradient_checkpointing != "False":

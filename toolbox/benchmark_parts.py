@@ -72,15 +72,11 @@ def time_attention(pipe, device):
 
 def make_pass(pipe, device):
     """A function that runs the transformer once on random inputs, the same at every call."""
-    c = pipe.transformer.config
-    frames = (c.sample_frames - 1) // c.temporal_compression_ratio + 1
-    sizes = (1, frames, c.in_channels, c.sample_height, c.sample_width), (1, c.max_text_seq_length, c.text_embed_dim)
-    latents, text = (torch.randn(size, device=device, dtype=pipe.dtype) for size in sizes)
-    step, rotary = torch.tensor([500], device=device), pipe.rotary_embedding(device)
+    inputs, rotary = benchmark.random_inputs(pipe.transformer, device), pipe.rotary_embedding(device)
 
     def run():
         with torch.no_grad(), speed.attention():
-            return pipe.transformer(latents, text, step, image_rotary_emb=rotary)[0]
+            return pipe.transformer(*inputs, image_rotary_emb=rotary)[0]
 
     return run
 
@@ -101,10 +97,8 @@ def time_passes(pipe, device):
             benchmark.to_fp8(transformer, device)
         first, after = seconds(run, device)
         off = (run() - exact).float().norm() / exact.float().norm()
-        if device.type == "cuda":  # of this way's own passes
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
-            run()
+        benchmark.forget_peak(device)
+        run()  # of this way alone, and not of how it began
         return f"| {name} | {first:.1f} | {after:.3f} | {benchmark.peak_gib(device)} | {off:.2%} |"
 
     print("\n| one pass | first, s | s | peak GiB in all | from diffusers' attention processor |")
@@ -151,9 +145,7 @@ def time_vae(pipe, device):
         if "compiled" in name:
             check_compiler()
             vae.encoder.compile()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(device)
+        benchmark.forget_peak(device)
         first, after = seconds(ways[name], device, 5)
         return f"| {name} | {first:.1f} | {after:.3f} | {benchmark.peak_gib(device)} |"
 

@@ -20,7 +20,7 @@ from utils.cli import InputError
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
 GIB = 2**30
 ENCODING = 8 * GIB / (49 * 480 * 720)  # bytes a pixel that the untiled VAE takes to encode
-KEPT, WORK = 20, 28  # activations: of a block that is not recomputed, and of the one that is worked on
+KEPT, WORK = 15, 28  # activations: of a block that is not recomputed, and of the one that is worked on
 
 
 def engine(args):
@@ -88,16 +88,18 @@ def limit(args, device):
 
 
 def states_to_come(args, transformer, ranks):
-    """Bytes that gradients and optimizer states will take of each GPU from the first step on."""
+    """Bytes that optimizer states, and gradients that outlive a backward pass, will take of each GPU."""
     trained = 2 * sum(p.numel() for p in trainable(transformer))
-    return {"single": 2.03 * trained, "single_fused": 1.03 * trained, "zero2": 5 * trained / ranks + buckets(trained),
+    gradients = trained if args.gradient_accumulation_steps > 1 else 0
+    return {"single": 1.03 * trained + gradients, "single_fused": 1.03 * trained,
+            "zero2": 5 * trained / ranks + buckets(trained),
             "zero2_offload": trained / ranks + buckets(trained)}[args.memory]  # fmt: skip
 
 
 def choose_tiling(args, pipe, transformer, ranks, device):
-    """Let the VAE work in tiles unless a whole clip fits beside weights and optimizer states, without gradients."""
+    """Let the VAE work in tiles unless a whole clip fits beside weights and optimizer states."""
     if device.type == "cuda":
-        states = states_to_come(args, transformer, ranks) / (2 if args.memory == "single" else 1)
+        states = states_to_come(args, transformer, ranks)
         frames, height, width = pipe.clip_shape
         pixel = placement.UNTILED if args.do_validation else ENCODING  # validation decodes too
         fits = free(args, device) - states >= pixel * frames * height * width
@@ -105,7 +107,9 @@ def choose_tiling(args, pipe, transformer, ranks, device):
 
 
 def blocks_to_keep(args, transformer, ranks, device):
-    """How many blocks' activations fit in the GPU's free memory beside gradients and states that are still to come."""
+    """How many blocks' activations fit in the GPU's free memory beside optimizer states that are still to come.
+
+    These are the last blocks', given back before the gradients of the others, which are smaller, take their place."""
     if args.gradient_checkpointing == "False":
         return transformer.config.num_layers
     if args.gradient_checkpointing == "True" or device.type != "cuda":

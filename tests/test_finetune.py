@@ -481,7 +481,7 @@ def test_blocks_are_kept_and_the_vae_tiled_as_memory_allows(monkeypatch):
     import memory
 
     args = type("Args", (), {"memory": "single", "gradient_checkpointing": "auto", "batch_size": 1, "gpu_memory": 0,
-                             "do_validation": False})  # fmt: skip
+                             "do_validation": False, "gradient_accumulation_steps": 1})  # fmt: skip
     config = json.loads((ROOT / "toolbox" / "config.json").read_text())
     with torch.device("meta"):
         transformer = pipeline.CogVideoXTransformer3DModel.from_config(config).requires_grad_(True)

@@ -77,4 +77,5 @@ case "$memory" in single*) exec "$python" train.py --prepare_for 1 "$@" ;; esac
 # all settings and the memory are checked, and the empty prompt is embedded, before any process starts
 "$python" train.py --prepare_for "${processes:-1}" "$@"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # what torchrun would set, with a warning
-exec "$python" -m accelerate.commands.launch --config_file "$accelerate_config" train.py "$@"
+exec "$python" -m accelerate.commands.launch --config_file "$accelerate_config" ${gpu_ids:+--gpu_ids "$gpu_ids"} \
+    train.py "$@"

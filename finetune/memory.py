@@ -20,7 +20,7 @@ from utils.cli import InputError
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
 GIB = 2**30
 ENCODING = 8 * GIB / (49 * 480 * 720)  # bytes a pixel that the untiled VAE takes to encode
-KEPT, WORK = 15, 28  # activations: of a block that is not recomputed, and of the one that is worked on
+KEPT, WORK = 20, 28  # activations: of a block that is not recomputed, and of the one that is worked on
 
 
 def engine(args):
@@ -102,7 +102,7 @@ def choose_tiling(args, pipe, transformer, ranks, device):
         states = states_to_come(args, transformer, ranks)
         frames, height, width = pipe.clip_shape
         pixel = placement.UNTILED if args.do_validation else ENCODING  # validation decodes too
-        fits = free(args, device) - states >= pixel * frames * height * width
+        fits = free(args, device) - states >= pixel * frames * height * width + 2 * GIB  # which PyTorch cannot use
         pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
 
 

@@ -417,7 +417,8 @@ def test_two_machines_train_as_two_processes_of_one_do(run, model, sequence_fold
     for rank in (0, 1):
         config = (ROOT / "finetune" / "accelerate_config.yaml").read_text().replace("machine_rank: 0", (
             f"machine_rank: {rank}\nmain_process_ip: 127.0.0.1\nmain_process_port: {port}"))
-        config = config.replace("num_machines: 1", "num_machines: 2").replace("  deepspeed_config_file", (
+        config = config.replace("num_machines: 1", "num_machines: 2").replace('"0,1"', "0")  # a GPU each, a YAML number
+        config = config.replace("  deepspeed_config_file", (
             "  deepspeed_multinode_launcher: standard\n  deepspeed_config_file"))
         (tmp_path / f"{rank}.yaml").write_text(config)
         start = functools.partial(launch, model, sequence_folder, tmp_path / "run", "--train_epochs", 2, "--ema_decay",
@@ -492,9 +493,11 @@ def test_blocks_are_kept_and_the_vae_tiled_as_memory_allows(monkeypatch):
         monkeypatch.setattr("memory.free", lambda args, device, gib=gib: gib * 2**30)
         kept.append(memory.blocks_to_keep(args, transformer, 1, torch.device("cuda")))
         memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))
-    assert kept[0] == 0 < kept[1] < kept[2] < 42 and chosen == ["whole"] * 3  # encoded while there are no gradients
+    assert kept[0] == 0 < kept[1] < kept[2] < 42 and chosen == ["tiled", "whole", "whole"]
+    monkeypatch.setattr("memory.free", lambda args, device: 24 * 2**30)
+    memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))
+    assert chosen[-1] == "whole"  # it encodes while there are no gradients
     args.do_validation = True
-    monkeypatch.setattr("memory.free", lambda args, device: 20 * 2**30)
     memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))
     assert chosen[-1] == "tiled"
     assert memory.blocks_to_keep(args, transformer, 1, CPU) == 0

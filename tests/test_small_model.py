@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, call
+from diffusers import CogVideoXDPMScheduler
 from transformers import T5EncoderModel, T5Tokenizer
 
 from utils import metrics, pipeline, video
@@ -40,7 +41,8 @@ def test_one_pass_equals_diffusers_guided_call(room):
     pipe = pipeline.load_pipeline(BASE, WEIGHTS, torch.float32, torch.device("cpu"))
     guided = pipeline.CogNVSPipeline(
         T5Tokenizer.from_pretrained(BASE / "tokenizer"), T5EncoderModel.from_pretrained(BASE / "text_encoder"),
-        pipe.vae, pipeline.load_transformer(WEIGHTS, torch.float32), pipe.scheduler,
+        pipe.vae, pipeline.load_transformer(WEIGHTS, torch.float32),
+        CogVideoXDPMScheduler.from_config(pipe.scheduler.config),
     )  # fmt: skip
     frames, height, width = pipe.clip_shape
     render = video.resize(video.read_video(room / "eval_render1.mp4"), height, width)
@@ -54,6 +56,21 @@ def test_one_pass_equals_diffusers_guided_call(room):
     assert (ours - expected).abs().max() * 255 < 1
     filled = (ours - clip).abs().mean(1).numpy()[np.asarray(clip.amax(1) == 0)].mean()
     assert filled > 0.1 and metrics.psnr(ours.numpy(), expected.numpy()) > 50  # and there is a picture in the holes
+
+
+def test_a_step_reads_no_timestep_of_the_gpu():
+    """To read one waits for the GPU; the meta device, whose numbers cannot be read, stands in for it."""
+    config = CogVideoXDPMScheduler.from_pretrained(BASE, subfolder="scheduler", timestep_spacing="trailing").config
+    outs = []
+    for scheduler, device in ((pipeline.Scheduler, "meta"), (CogVideoXDPMScheduler, "cpu")):
+        scheduler, rng = scheduler.from_config(config), torch.Generator().manual_seed(1)
+        scheduler.set_timesteps(4)
+        x, x0, back = torch.randn(1, 2, 3, 4, 5, generator=rng), None, None
+        for t in scheduler.timesteps.to(device):
+            x, x0 = scheduler.step(torch.sin(x), x0, t, back, x, generator=rng, return_dict=False)
+            back = t
+        outs.append(x)
+    assert torch.equal(*outs)
 
 
 def test_fast_makes_fewer_passes_and_nearly_the_same_picture(room, tmp_path, capsys):

@@ -234,7 +234,7 @@ def random_pipeline(device, size):
     """The pipeline with random weights, in bf16 where that is fast, drawn on `device` and left in host memory."""
     shape = argparse.Namespace(size=size, frames=49, height=None, width=None)
     transformer, vae, _ = make_tiny_checkpoint.configs(shape)
-    scheduler = pipeline.CogVideoXDPMScheduler.from_config(make_tiny_checkpoint.SCHEDULER, timestep_spacing="trailing")
+    scheduler = pipeline.Scheduler.from_config(make_tiny_checkpoint.SCHEDULER, timestep_spacing="trailing")
     torch.set_default_dtype(pipeline.pick_dtype("auto", device))
     try:
         with device:

@@ -25,6 +25,20 @@ from utils.cli import InputError
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 
 
+class Scheduler(CogVideoXDPMScheduler):
+    """The same steps, but noise is drawn on the host while the GPU computes: it waits for no timestep on the GPU."""
+
+    def set_timesteps(self, num_inference_steps, device=None):
+        super().set_timesteps(num_inference_steps, device)
+        self.ahead = [None, *self.timesteps.tolist()]  # the timestep before the next step, its own, and all later ones
+
+    def step(self, model_output, old_pred_original_sample, timestep, timestep_back, sample, generator=None,
+             return_dict=True):  # fmt: skip
+        back, now = self.ahead.pop(0), self.ahead[0]
+        return super().step(model_output, old_pred_original_sample, now, back, sample, generator=generator,
+                            return_dict=return_dict)  # fmt: skip
+
+
 class CogNVSPipeline(CogVideoXImageToVideoPipeline):
     """Image-to-video conditioned on a whole clip: `image` is the render of every frame, [F, 3, H, W] in [0, 1]."""
 
@@ -202,7 +216,7 @@ def load_pipeline(model_path, weights, dtype, device="cpu"):
         raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "
                          f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")
     transformer.set_attn_processor(Attention())
-    scheduler = CogVideoXDPMScheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
+    scheduler = Scheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
     return CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
 
 

@@ -188,7 +188,8 @@ def run_finetune(args, mode, output_dir):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     seconds = time.perf_counter() - begin
     if done.returncode:
-        raise cli.InputError(f"{mode} failed: {' '.join(done.stderr.split())[-300:]}")
+        said = re.findall(r"^(?:\S+: )?[\w.]*[Ee]rror:.*", done.stderr, re.M) or [done.stderr[-300:]]
+        raise cli.InputError(f"{mode} failed: {said[-1]}")
     with open(Path(output_dir) / "train_log.csv", newline="") as file:
         peak = re.search(r"peak GPU memory ([\d.]+)", done.stdout)
         rows = list(csv.DictReader(file))

@@ -20,4 +20,10 @@ sh finetune/finetune_cognvs.sh --memory single --model_path "$folder/start/base"
     --transformer_id "$folder/start/cognvs_ckpt_inpaint" --base_dir_input scenes:600000 \
     --output_dir "$folder/transformer" --train_epochs 12000 --checkpointing_steps 1000 --batch_size 384 \
     --ema_decay 0.998 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 200 --gradient_checkpointing False
-echo "weights: $folder/transformer/my_checkpoint-12000_mean"
+
+# The VAE's decoder alone, on other scenes: the latents stay, and with them the scaling factor in config.json.
+python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae3" --minutes 10 \
+    --first_seed 9000000 --last --learning_rate 5e-4 --freeze_encoder \
+    --resume "$folder/start/base/vae/diffusion_pytorch_model.safetensors"
+cp "$folder/vae3/diffusion_pytorch_model.safetensors" "$folder/start/base/vae/"
+echo "base: $folder/start/base; weights: $folder/transformer/my_checkpoint-12000_mean"

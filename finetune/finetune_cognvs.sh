@@ -71,7 +71,7 @@ done
 python=$(command -v python || command -v python3)
 number() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" "$accelerate_config"; }
 processes=$(number num_processes) machines=$(number num_machines)
-gpu_ids=$(sed -n 's/^gpu_ids: *"\{0,1\}\([0-9, ]*\).*/\1/p' "$accelerate_config")
+gpu_ids=$(sed -n "s/^gpu_ids: *[\"']\{0,1\}\([0-9, ]*\).*/\1/p" "$accelerate_config" | tr -d ' ')
 set -- "$@" --machines "${machines:-1}" --gpu_ids "$gpu_ids"
 case "$memory" in single*) exec "$python" train.py --prepare_for 1 "$@" ;; esac
 # all settings and the memory are checked, and the empty prompt is embedded, before any process starts

@@ -20,7 +20,7 @@ from utils.cli import InputError
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
 GIB = 2**30
 ENCODING = 8 * GIB / (49 * 480 * 720)  # bytes a pixel that the untiled VAE takes to encode
-KEPT, WORK = 20, 28  # activations: of a block that is not recomputed, and of the one that is worked on
+KEPT, WORK = 20, 28  # activations: of a block that is not recomputed (14 seen), and of the one that is worked on
 
 
 def engine(args):
@@ -51,8 +51,8 @@ def needs(args, ranks):
     gpu, host = weights + work, ranks * weights / args.machines
     if args.ema_decay:
         gpu += 4 * weights  # float32, and twice while it is made
-    if args.memory == "single":
-        gpu += trained * 1.03 + max(trained, kept)
+    if args.memory == "single":  # gradients and activations take turns, if gradients do not outlive the backward pass
+        gpu += trained * 1.03 + (trained + kept if args.gradient_accumulation_steps > 1 else max(trained, kept))
     elif args.memory == "single_fused":
         gpu += trained * 1.03 + kept
     elif args.memory == "zero2":
@@ -102,14 +102,14 @@ def choose_tiling(args, pipe, transformer, ranks, device):
         states = states_to_come(args, transformer, ranks)
         frames, height, width = pipe.clip_shape
         pixel = placement.UNTILED if args.do_validation else ENCODING  # validation decodes too
-        fits = free(args, device) - states >= pixel * frames * height * width + 2 * GIB  # which PyTorch cannot use
+        fits = free(args, device) - states >= pixel * frames * height * width + 2 * GIB  # 1.5 were too few
         pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
 
 
 def blocks_to_keep(args, transformer, ranks, device):
     """How many blocks' activations fit in the GPU's free memory beside optimizer states that are still to come.
 
-    These are the last blocks', given back before the gradients of the others, which are smaller, take their place."""
+    They are the last blocks': with `single` most are given back before most gradients are there."""
     if args.gradient_checkpointing == "False":
         return transformer.config.num_layers
     if args.gradient_checkpointing == "True" or device.type != "cuda":

@@ -449,7 +449,7 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     (tmp_path / "diffusion_pytorch_model.safetensors").touch()
     args = type("Args", (), {"transformer_id": tmp_path, "batch_size": 1, "seed": 0, "rank": 128, "lora_alpha": 64,
                              "gradient_checkpointing": "True", "gpu_memory": 0, "ema_decay": 0,
-                             "machines": 1, "gpu_ids": ""})  # fmt: skip
+                             "machines": 1, "gpu_ids": "", "gradient_accumulation_steps": 1})  # fmt: skip
     gib = {}
     for mode, kind, ranks in (("single", "sft", 1), ("single_fused", "sft", 1), ("single", "lora", 1),
                               ("zero2", "sft", 4), ("zero2", "sft", 1), ("zero2_offload", "sft", 1)):  # fmt: skip
@@ -458,6 +458,8 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     assert 34 < gib["single", "sft", 1] < 38 and 27 < gib["single_fused", "sft", 1] < 30
     assert gib["single", "lora", 1] < 20 and 43 < gib["zero2", "sft", 4] < 48 and gib["zero2", "sft", 1] > 80
     assert gib["zero2_offload", "sft", 1] < 56
+    args.memory, args.training_type, args.gradient_accumulation_steps = "single", "sft", 2
+    assert 3 < memory.needs(args, 1)[0] / 2**30 - gib["single", "sft", 1] < 5  # gradients beside activations
     args.memory, args.training_type = "single", "sft"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
@@ -493,10 +495,17 @@ def test_blocks_are_kept_and_the_vae_tiled_as_memory_allows(monkeypatch):
         monkeypatch.setattr("memory.free", lambda args, device, gib=gib: gib * 2**30)
         kept.append(memory.blocks_to_keep(args, transformer, 1, torch.device("cuda")))
         memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))
-    assert kept[0] == 0 < kept[1] < kept[2] < 42 and chosen == ["tiled", "whole", "whole"]
+    assert kept == [0, 13, 23] and chosen == ["tiled", "whole", "whole"]
     monkeypatch.setattr("memory.free", lambda args, device: 24 * 2**30)
     memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))
     assert chosen[-1] == "whole"  # it encodes while there are no gradients
+    args.gradient_accumulation_steps = 2  # now there are
+    memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))
+    assert chosen[-1] == "tiled"
+    monkeypatch.setattr("memory.free", lambda args, device: 50 * 2**30)
+    assert memory.blocks_to_keep(args, transformer, 1, torch.device("cuda")) == 8
+    args.gradient_accumulation_steps = 1
+    monkeypatch.setattr("memory.free", lambda args, device: 24 * 2**30)
     args.do_validation = True
     memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))
     assert chosen[-1] == "tiled"

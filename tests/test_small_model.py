@@ -58,19 +58,21 @@ def test_one_pass_equals_diffusers_guided_call(room):
     assert filled > 0.1 and metrics.psnr(ours.numpy(), expected.numpy()) > 50  # and there is a picture in the holes
 
 
-def test_a_step_reads_no_timestep_of_the_gpu():
+def test_the_sampler_is_diffusers_own_but_reads_no_timestep_of_the_gpu():
     """To read one waits for the GPU; the meta device, whose numbers cannot be read, stands in for it."""
     config = CogVideoXDPMScheduler.from_pretrained(BASE, subfolder="scheduler", timestep_spacing="trailing").config
-    outs = []
-    for scheduler, device in ((pipeline.Scheduler, "meta"), (CogVideoXDPMScheduler, "cpu")):
-        scheduler, rng = scheduler.from_config(config), torch.Generator().manual_seed(1)
-        scheduler.set_timesteps(4)
-        x, x0, back = torch.randn(1, 2, 3, 4, 5, generator=rng), None, None
-        for t in scheduler.timesteps.to(device):
-            x, x0 = scheduler.step(torch.sin(x), x0, t, back, x, generator=rng, return_dict=False)
-            back = t
-        outs.append(x)
-    assert torch.equal(*outs)
+    ours, theirs = pipeline.Scheduler.from_config(config), CogVideoXDPMScheduler.from_config(config)
+    for steps, dtype in ((4, torch.float32), (7, torch.bfloat16), (1, torch.float32)):
+        outs = []
+        for scheduler, device in ((ours, "meta"), (theirs, "cpu")):
+            scheduler.set_timesteps(steps)
+            rng = torch.Generator().manual_seed(steps)
+            x, x0, back = torch.randn(1, 2, 3, 4, 5, generator=rng, dtype=dtype), None, None
+            for t in scheduler.timesteps.to(device):
+                x, x0 = scheduler.step(torch.sin(x.float()), x0, t, back, x, generator=rng, return_dict=False)
+                x, back = x.to(dtype), t
+            outs += [x, x0, torch.rand(1, generator=rng)]
+        assert all(map(torch.equal, outs[:3], outs[3:]))
 
 
 def test_fast_makes_fewer_passes_and_nearly_the_same_picture(room, tmp_path, capsys):

@@ -102,6 +102,20 @@ def test_the_inference_benchmark_prints_a_row_a_placement(capsys):
     assert "| low | --memory low is for GPUs" in out and "\n| gpu | " in out and "1 of 2 rows" in err
 
 
+@pytest.mark.parametrize("stderr, message", [
+    ("10%|# |\nerror: got 1; expected 2\n", "error: got 1; expected 2"),
+    ("usage: train.py\n  [--a]\ntrain.py: error: unrecognized arguments: --b\n", "error: unrecognized arguments: --b"),
+    ("[rank0]: Traceback\n[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB.\n"
+     "Traceback\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\n  error_file: <N/A>\n",
+     "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB."),
+    ("Segmentation fault\n", "Segmentation fault"),
+])  # fmt: skip
+def test_a_row_that_failed_says_why(stderr, message):
+    import benchmark
+
+    assert benchmark.reason(stderr) == message
+
+
 def test_the_benchmark_of_parts_says_what_a_machine_without_a_gpu_cannot_time(capsys, monkeypatch):
     monkeypatch.setattr("benchmark_parts.speed.has_compiler", lambda: False)
     args = "benchmark_parts", "--size", "tiny", "--device", "cpu", "--parts", "attention", "passes"

@@ -188,14 +188,19 @@ def run_finetune(args, mode, output_dir):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     seconds = time.perf_counter() - begin
     if done.returncode:
-        said = re.findall(r"^(?:\S+: )?[\w.]*[Ee]rror:.*", done.stderr, re.M) or [done.stderr[-300:]]
-        raise cli.InputError(f"{mode} failed: {said[-1]}")
+        raise cli.InputError(f"{mode} failed: {reason(done.stderr)}")
     with open(Path(output_dir) / "train_log.csv", newline="") as file:
         peak = re.search(r"peak GPU memory ([\d.]+)", done.stdout)
         rows = list(csv.DictReader(file))
     used = json.loads((Path(output_dir) / "settings.json").read_text())
     samples = used["num_processes"] * used["batch_size"] * used["gradient_accumulation_steps"]
     return seconds, rows, peak[1] if peak else "-", samples
+
+
+def reason(stderr):
+    """The last line that says what went wrong, in a program's own words or an exception's, of whichever process."""
+    said = re.findall(r"^(?:\[rank\d+\]: |\S+: )?([\w.]*[Ee]rror: .*\S.*)", stderr, re.M)
+    return (said or [" ".join(stderr.split())])[-1][:300]
 
 
 def print_rows(make_row, names):

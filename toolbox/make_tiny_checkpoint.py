@@ -15,10 +15,11 @@ from pathlib import Path
 
 import sentencepiece
 import torch
+from diffusers import CogVideoXDPMScheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from utils import cli
-from utils.pipeline import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
+from utils.pipeline import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
 TRANSFORMER = json.loads((Path(__file__).parent / "config.json").read_text())
 VAE = {

@@ -15,7 +15,7 @@ python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_
 cp "$folder"/vae2/{config.json,diffusion_pytorch_model.safetensors} "$folder/start/base/vae/"
 
 # The transformer: pairs of scenes from seeds 600,000 and 700,000 on. A step takes 0.13 s on an H100; by arithmetic the
-# whole recipe an hour.
+# whole recipe 70 minutes.
 sh finetune/finetune_cognvs.sh --memory single --model_path "$folder/start/base" \
     --transformer_id "$folder/start/cognvs_ckpt_inpaint" --base_dir_input scenes:600000 \
     --output_dir "$folder/transformer" --train_epochs 12000 --checkpointing_steps 1000 --batch_size 384 \

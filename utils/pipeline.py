@@ -8,12 +8,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKLCogVideoX,
-    CogVideoXDPMScheduler,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXTransformer3DModel,
-)
+from diffusers import AutoencoderKLCogVideoX, CogVideoXImageToVideoPipeline, CogVideoXTransformer3DModel
 from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,22 +16,9 @@ from safetensors.torch import save_file
 from utils import fast_vae, video
 from utils.attention import Attention
 from utils.cli import InputError
+from utils.scheduler import Scheduler
 
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
-
-
-class Scheduler(CogVideoXDPMScheduler):
-    """The same steps, but noise is drawn on the host while the GPU computes: it waits for no timestep on the GPU."""
-
-    def set_timesteps(self, num_inference_steps, device=None):
-        super().set_timesteps(num_inference_steps, device)
-        self.ahead = [None, *self.timesteps.tolist()]  # the timestep before the next step, its own, and all later ones
-
-    def step(self, model_output, old_pred_original_sample, timestep, timestep_back, sample, generator=None,
-             return_dict=True):  # fmt: skip
-        back, now = self.ahead.pop(0), self.ahead[0]
-        return super().step(model_output, old_pred_original_sample, now, back, sample, generator=generator,
-                            return_dict=return_dict)  # fmt: skip
 
 
 class CogNVSPipeline(CogVideoXImageToVideoPipeline):
@@ -217,6 +199,9 @@ def load_pipeline(model_path, weights, dtype, device="cpu"):
                          f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")
     transformer.set_attn_processor(Attention())
     scheduler = Scheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
+    if scheduler.config.prediction_type != "v_prediction":
+        raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; expected CogVideoX's, "
+                         "for v_prediction")
     return CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
 
 

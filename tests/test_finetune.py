@@ -460,7 +460,7 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     assert gib["zero2_offload", "sft", 1] < 56
     args.memory, args.training_type, args.gradient_accumulation_steps = "single", "sft", 2
     assert 3 < memory.needs(args, 1)[0] / 2**30 - gib["single", "sft", 1] < 5  # gradients beside activations
-    args.memory, args.training_type = "single", "sft"
+    args.gradient_accumulation_steps = 1
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: ((20, 70, 60)[device] * 2**30, 80 * 2**30))

@@ -11,6 +11,7 @@ from diffusers import CogVideoXDPMScheduler
 from transformers import T5EncoderModel, T5Tokenizer
 
 from utils import metrics, pipeline, video
+from utils.cli import InputError
 
 BASE, WEIGHTS = ROOT / "checkpoints" / "tiny" / "base", ROOT / "checkpoints" / "tiny" / "cognvs_ckpt_inpaint"
 
@@ -73,6 +74,14 @@ def test_the_sampler_is_diffusers_own_but_reads_no_timestep_of_the_gpu():
                 x, back = x.to(dtype), t
             outs += [x, x0, torch.rand(1, generator=rng)]
         assert all(map(torch.equal, outs[:3], outs[3:]))
+
+
+def test_a_base_with_another_sampler_is_refused_before_the_transformer_is_loaded(tmp_path):
+    base = shutil.copytree(BASE, tmp_path / "base")
+    config = base / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace("v_prediction", "epsilon"))
+    with pytest.raises(InputError, match="got a scheduler for epsilon; expected CogVideoX's, for v_prediction"):
+        pipeline.load_pipeline(base, tmp_path / "no weights", torch.float32)
 
 
 def test_fast_makes_fewer_passes_and_nearly_the_same_picture(room, tmp_path, capsys):

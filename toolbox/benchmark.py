@@ -270,8 +270,7 @@ def bench_inference(args, device):
     def row(name):
         mode, *extras = name.split(",")
         gc.collect()  # the last one's memory is given back first
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        forget_peak(device)
         pipe = random_pipeline(device, args.size)
         forget_peak(device)
         placement.place(pipe, device, mode)

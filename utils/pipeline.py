@@ -193,15 +193,15 @@ def reconstruct(vae, rgb):
 def load_pipeline(model_path, weights, dtype, device="cpu"):
     """The pipeline of the base's VAE and scheduler and the transformer of `weights`; no text encoder is loaded."""
     vae = load_vae(model_path, dtype)
+    scheduler = Scheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
+    if scheduler.config.prediction_type != "v_prediction":
+        raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; expected CogVideoX's, "
+                         "for v_prediction")
     transformer = load_transformer(Path(weights), dtype)
     if transformer.config.in_channels != 2 * vae.config.latent_channels:
         raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "
                          f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")
     transformer.set_attn_processor(Attention())
-    scheduler = Scheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
-    if scheduler.config.prediction_type != "v_prediction":
-        raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; expected CogVideoX's, "
-                         "for v_prediction")
     return CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
 
 

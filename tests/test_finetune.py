@@ -403,12 +403,17 @@ def test_single_fused_clips_by_the_larger_of_the_norms_of_the_step_before_and_of
     assert first.grad is None and first_bias.grad is None  # stepped and freed inside the pass
 
 
-def test_more_ranks_are_done_sooner_with_total_samples(model, sequence_folder, tmp_path):
-    done = launch(model, sequence_folder, tmp_path / "run", "--total_samples", 6, "--checkpointing_limit", 0,
-                  "--memory", "zero2_offload", "--ema_decay", 0)  # fmt: skip
+def test_offloaded_ranks_share_total_samples_and_their_resume_equals_no_interruption(model, sequence_folder, tmp_path):
+    run, args = tmp_path / "run", ("--total_samples", 8, "--memory", "zero2_offload", "--ema_decay", 0)
+    done = launch(model, sequence_folder, run, "--checkpointing_steps", 2, "--checkpointing_limit", 2, *args)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert [row["step"] for row in log(tmp_path / "run")] == ["1", "2", "3"]
-    assert sorted(p.name for p in (tmp_path / "run").glob("*checkpoint*")) == ["my_checkpoint-3_transformer"]
+    assert [row["step"] for row in log(run)] == ["1", "2", "3", "4"]  # two samples a step
+    resumed = until_step_2(run, tmp_path / "resumed")
+    done = launch(model, sequence_folder, resumed, "--resume_from_checkpoint", "latest", "--checkpointing_limit", 0,
+                  *args)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert log(resumed) == log(run)
+    assert sorted(p.name for p in resumed.glob("*checkpoint-4*")) == ["my_checkpoint-4_transformer"]
 
 
 def test_two_machines_train_as_two_processes_of_one_do(run, model, sequence_folder, tmp_path):
@@ -454,10 +459,10 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     for mode, kind, ranks in (("single", "sft", 1), ("single_fused", "sft", 1), ("single", "lora", 1),
                               ("zero2", "sft", 4), ("zero2", "sft", 1), ("zero2_offload", "sft", 1)):  # fmt: skip
         args.memory, args.training_type = mode, kind
-        gib[mode, kind, ranks] = memory.needs(args, ranks)[0] / 2**30
+        gib[mode, kind, ranks], host = (bytes_ / 2**30 for bytes_ in memory.needs(args, ranks))
     assert 34 < gib["single", "sft", 1] < 38 and 27 < gib["single_fused", "sft", 1] < 30
     assert gib["single", "lora", 1] < 20 and 43 < gib["zero2", "sft", 4] < 48 and gib["zero2", "sft", 1] > 80
-    assert gib["zero2_offload", "sft", 1] < 56
+    assert 21 < gib["zero2_offload", "sft", 1] < 23 and 100 < host < 110  # 21.3 and about 105 seen
     args.memory, args.training_type, args.gradient_accumulation_steps = "single", "sft", 2
     assert 3 < memory.needs(args, 1)[0] / 2**30 - gib["single", "sft", 1] < 5  # gradients beside activations
     args.gradient_accumulation_steps = 1

@@ -108,7 +108,7 @@ def test_the_inference_benchmark_prints_a_row_a_placement(capsys):
     ("[rank0]: Traceback\n[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB.\n"
      "Traceback\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\n  error_file: <N/A>\n",
      "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB."),
-    ("Segmentation fault\n", "Segmentation fault"),
+    ("w" * 400 + "\nSegmentation fault\n", "w" * 281 + " Segmentation fault"),
 ])  # fmt: skip
 def test_a_row_that_failed_says_why(stderr, message):
     import benchmark

@@ -198,9 +198,9 @@ def run_finetune(args, mode, output_dir):
 
 
 def reason(stderr):
-    """The last line that says what went wrong, in a program's own words or an exception's, of whichever process."""
+    """The last line that says what went wrong, in a program's own words or an exception's; else how `stderr` ends."""
     said = re.findall(r"^(?:\[rank\d+\]: |\S+: )?([\w.]*[Ee]rror: .*\S.*)", stderr, re.M)
-    return (said or [" ".join(stderr.split())])[-1][:300]
+    return said[-1][:300] if said else " ".join(stderr.split())[-300:]
 
 
 def print_rows(make_row, names):

@@ -133,7 +133,7 @@ def main():
     parser.add_argument("--model_path", type=Path, required=True)
     parser.add_argument("--cognvs_ckpt_path", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--learning_rates", type=float, nargs="+", default=[3e-4, 1e-6])
+    parser.add_argument("--learning_rates", type=float, nargs="+", default=[2e-5, 1e-6])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16, help="held out")

@@ -167,7 +167,7 @@ class DeepSpeed:
 
     def prepare(self, transformer):
         a = self.args
-        fused = a.memory == "zero2_offload"  # on a CPU it takes no memory for what lies between, and less time
+        fused = a.memory == "zero2_offload" or None  # on a CPU it takes no memory for what lies between; None: as usual
         optimizer = torch.optim.AdamW(trainable(transformer), a.learning_rate, (a.beta1, a.beta2), a.epsilon,
                                       a.weight_decay, fused=fused)  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)

@@ -76,6 +76,8 @@ set -- "$@" --machines "${machines:-1}" --gpu_ids "$gpu_ids"
 case "$memory" in single*) exec "$python" train.py --prepare_for 1 "$@" ;; esac
 # all settings and the memory are checked, and the empty prompt is embedded, before any process starts
 "$python" train.py --prepare_for "${processes:-1}" "$@"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"  # what torchrun would set, with a warning
+threads=1  # what torchrun would set, with a warning
+[ "$memory" != zero2_offload ] || threads=$(( $(nproc) * ${machines:-1} / ${processes:-1} ))  # AdamW is to use all cores
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( threads > 1 ? threads : 1 ))}"
 exec "$python" -m accelerate.commands.launch --config_file "$accelerate_config" ${gpu_ids:+--gpu_ids "$gpu_ids"} \
     train.py "$@"

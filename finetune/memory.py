@@ -20,6 +20,7 @@ from utils.cli import InputError
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
 GIB = 2**30
 ENCODING = 8 * GIB / (49 * 480 * 720)  # bytes a pixel that the untiled VAE takes to encode
+PROCESS = 4 * GIB  # of host memory that a process with a GPU takes by itself
 KEPT, WORK = 20, 28  # activations: of a block that is not recomputed (14 seen), and of the one that is worked on
 
 
@@ -37,8 +38,8 @@ def dtype(args):
 def needs(args, ranks):
     """Bytes that training will take of (each GPU, the host), from the sizes of the models.
 
-    By arithmetic; constants are chosen so that at 5.57 B parameters and 49 x 480 x 720 single_fused takes the 28.5 GiB,
-    and zero2_offload on one GPU the 21.3 GiB of it and some 105 of the host, that were seen of such runs.
+    By arithmetic; the activations' constants are chosen so that single_fused at 5.57 B parameters and 49 x 480 x 720
+    takes the 28.5 GiB that were seen of such a run. A process's own memory is not in it.
     """
     config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
     with torch.device("meta"):
@@ -48,18 +49,21 @@ def needs(args, ranks):
     trained = 2 * sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     layer, layers = activation(transformer.config, args.batch_size), transformer.config.num_layers
     kept, work = layers * layer * (KEPT if args.gradient_checkpointing == "False" else 1), WORK * layer
-    gpu, host = weights + work, ranks * weights / args.machines
+    gpu, host = weights + work, weights  # which are copied to be written
+    accumulate = args.gradient_accumulation_steps > 1
+    state = 6 * trained / args.machines if args.resume_from_checkpoint else 0  # float32 weights and two states, read
     if args.ema_decay:
         gpu += 4 * weights  # float32, and twice while it is made
     if args.memory == "single":  # gradients and activations take turns, if gradients do not outlive the backward pass
-        gpu += trained * 1.03 + (trained + kept if args.gradient_accumulation_steps > 1 else max(trained, kept))
+        gpu += trained * 1.03 + (trained + kept if accumulate else max(trained, kept))
     elif args.memory == "single_fused":
         gpu += trained * 1.03 + kept
     elif args.memory == "zero2":
-        gpu += trained * 9 / ranks + kept + buckets(trained)
-    else:  # float32 weights, gradients and two states, and bf16 weights on their way back
-        gpu += kept + buckets(trained) + GIB
-        host += trained * 9 / args.machines
+        gpu, host = gpu + trained * 9 / ranks + kept + buckets(trained), max(host, state)
+    else:
+        gpu += max(kept + buckets(trained), trained - work)  # DeepSpeed begins with a copy of the weights
+        own = trained * (5 + accumulate) / args.machines  # float32 weights and gradients, bf16 on their way back
+        host = max(host + own + 4 * trained / args.machines, own + state)
     return gpu, host
 
 
@@ -93,7 +97,7 @@ def states_to_come(args, transformer, ranks):
     gradients = trained if args.gradient_accumulation_steps > 1 else 0
     return {"single": 1.03 * trained + gradients, "single_fused": 1.03 * trained,
             "zero2": 5 * trained / ranks + buckets(trained),
-            "zero2_offload": trained / ranks + buckets(trained)}[args.memory]  # fmt: skip
+            "zero2_offload": buckets(trained)}[args.memory]  # fmt: skip
 
 
 def choose_tiling(args, pipe, transformer, ranks, device):
@@ -126,30 +130,34 @@ def check_needs(args, ranks):
 
     gpu, host = needs(args, ranks)
     there, gpus = psutil.virtual_memory().available, torch.cuda.device_count() if torch.cuda.is_available() else 0
-    said = f"memory={args.memory}, training_type={args.training_type}, {ranks} process{'es' * (ranks > 1)}: about"
+    processes = f"{ranks} process{'es' * (ranks > 1)}"
+    said = f"memory={args.memory}, training_type={args.training_type}, {processes}: about"
     if gpus:
         listed = [int(number) for number in re.findall(r"\d+", args.gpu_ids)] or range(gpus)
         chosen = listed if args.memory.startswith("zero2") else [0]
         if max(chosen) >= gpus:
             raise InputError(f"gpu_ids {args.gpu_ids}: there are {gpus} GPUs, from 0 on; edit accelerate_config.yaml")
         left = min(free(args, number) for number in chosen)  # the fullest of them
+        host += ranks * PROCESS / args.machines
         print(f"{said} {gpu / GIB:.1f} GiB of each GPU ({left / GIB:.1f} free) and {host / GIB:.1f} GiB of host memory")
         if gpu > left:
             raise InputError(f"memory={args.memory} needs about {gpu / GIB:.1f} GiB of GPU memory and {left / GIB:.1f} "
                              f"are free; choose {less(args)}")
     else:
-        host += ranks * gpu
+        host += ranks * gpu / args.machines
         print(f"{said} {host / GIB:.1f} GiB of host memory ({there / GIB:.1f} free)")
     if host > there:
-        raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for {ranks} processes "
-                         f"and {there / GIB:.1f} are free; choose fewer processes, or single or single_fused")
+        raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for {processes} and "
+                         f"{there / GIB:.1f} are free; choose {'fewer processes, ' * (ranks > 1)}single or "
+                         "single_fused")
 
 
 def less(args):
     """What takes less GPU memory than the settings of `args`."""
     if args.training_type == "lora":
-        return "a GPU with more memory" if args.memory == "single" else "memory=single"
-    return "training_type=lora" if args.memory == "single_fused" else "single_fused, or training_type=lora"
+        return "a GPU with more memory" if args.memory.startswith("single") else "memory=single"
+    return {"zero2_offload": "training_type=lora", "single_fused": "training_type=lora, or zero2_offload"}.get(
+        args.memory, "single_fused, or training_type=lora")  # fmt: skip
 
 
 def trainable(transformer):
@@ -221,9 +229,8 @@ def make_accelerator(args):
     config |= {"train_micro_batch_size_per_gpu": args.batch_size, "gradient_clipping": args.max_grad_norm,
                "gradient_accumulation_steps": args.gradient_accumulation_steps}  # fmt: skip
     if args.memory == "zero2_offload":
-        # memory that is pinned is taken in powers of two: 80 GiB where 52 are meant
+        # memory that is pinned is taken in powers of two: at full size 80 GiB for 52
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-        torch.set_num_threads(max(1, os.cpu_count() * args.machines // accelerator.num_processes))
         config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own would be compiled on first use
     return accelerator
 

@@ -71,6 +71,7 @@ done
 python=$(command -v python || command -v python3)
 number() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" "$accelerate_config"; }
 processes=$(number num_processes) machines=$(number num_machines)
+[ "$processes" != 0 ] || { echo "error: $accelerate_config: num_processes is 0; expected one for each GPU" >&2; exit 2; }
 gpu_ids=$(sed -n "s/^gpu_ids: *[\"']\{0,1\}\([0-9, ]*\).*/\1/p" "$accelerate_config" | tr -d ' ')
 set -- "$@" --machines "${machines:-1}" --gpu_ids "$gpu_ids"
 case "$memory" in single*) exec "$python" train.py --prepare_for 1 "$@" ;; esac

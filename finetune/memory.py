@@ -148,16 +148,16 @@ def check_needs(args, ranks):
         print(f"{said} {host / GIB:.1f} GiB of host memory ({there / GIB:.1f} free)")
     if host > there:
         raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for {processes} and "
-                         f"{there / GIB:.1f} are free; choose {'fewer processes, ' * (ranks > 1)}single or "
-                         "single_fused")
+                         f"{there / GIB:.1f} are free; choose {'fewer processes, ' * (ranks > 1)}"
+                         f"{'single or single_fused' if args.memory.startswith('zero2') else less(args)}")
 
 
 def less(args):
     """What takes less GPU memory than the settings of `args`."""
     if args.training_type == "lora":
-        return "a GPU with more memory" if args.memory.startswith("single") else "memory=single"
-    return {"zero2_offload": "training_type=lora", "single_fused": "training_type=lora, or zero2_offload"}.get(
-        args.memory, "single_fused, or training_type=lora")  # fmt: skip
+        return "a machine with more memory" if args.memory.startswith("single") else "memory=single"
+    few = args.memory in ("single_fused", "zero2_offload")
+    return "training_type=lora" if few else "single_fused, or training_type=lora"
 
 
 def trainable(transformer):

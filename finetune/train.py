@@ -117,7 +117,9 @@ def prepare(args):
     """What is done once, before the processes start: the checks, and the embedding of the empty prompt."""
     check(args)
     memory.check_needs(args, args.prepare_for)
-    config = pipeline.transformer_config(pipeline.find_weights(args.transformer_id))
+    weights = pipeline.find_weights(args.transformer_id)
+    pipeline.check_model(pipeline.CogVideoXTransformer3DModel, weights)
+    config = pipeline.transformer_config(args.model_path, weights)
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))
 
 

@@ -19,6 +19,28 @@ def test_the_fast_vae_is_the_same_function(model):
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("height, width", [(64, 96), (128, 192), (240, 360), (480, 720)])
+def test_tiles_add_up_to_the_picture(height, width):
+    channels = 4 * [32]
+    vae = AutoencoderKLCogVideoX(block_out_channels=channels, layers_per_block=1, sample_height=height,
+                                 sample_width=width).eval()  # fmt: skip
+    usual = vae.tile_overlap_factor_height, vae.tile_overlap_factor_width
+    fast_vae.fit_tiles(vae)
+    for side in ("height", "width"):
+        latents, pixels, factor = (getattr(vae, f"tile_{name}_{side}")
+                                   for name in ("latent_min", "sample_min", "overlap_factor"))  # fmt: skip
+        step = int(latents * (1 - factor))  # of tiles; what is left of each when they are blended is to be as wide
+        assert 0 < step == latents - int(latents * factor) < latents and pixels == 8 * latents
+        assert 8 * step == int(pixels * (1 - factor)) == pixels - int(pixels * factor)
+    if height == 480:
+        assert (vae.tile_overlap_factor_height, vae.tile_overlap_factor_width) == usual  # diffusers' own
+    if height == 128:
+        vae.enable_tiling()
+        with torch.no_grad():
+            latents = vae.encode(torch.zeros(1, 3, 1, height, width)).latent_dist.mode()
+            assert latents.shape == (1, 16, 1, 16, 24) and vae.decode(latents).sample.shape == (1, 3, 1, 128, 192)
+
+
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_normalize_is_a_group_norm_far_from_zero_too(dtype, device):

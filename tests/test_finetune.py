@@ -265,11 +265,20 @@ def test_resume_equals_no_interruption(run, model, sequence_folder, tmp_path):
     (["--resume_from_checkpoint", "no/checkpoint-7"], "no whole checkpoint-N"),
     (["--base_dir_input", "nowhere"], "--base_dir_input nowhere: no folder"),
     (["--train_epochs", "0"], "--train_epochs 0: expected at least 1"),
+    (["--memory", "zero2", "--transformer_id", ROOT / "checkpoints" / "tiny" / "cognvs_ckpt_inpaint"],
+     "got in_channels 64; expected 32"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(model, sequence_folder, tmp_path, args, message):
     done = launch(model, sequence_folder, tmp_path / "run", *args)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_no_processes_are_refused(model, sequence_folder, tmp_path):
+    config = tmp_path / "none.yaml"
+    config.write_text("num_processes: 0\n")
+    done = launch(model, sequence_folder, tmp_path / "run", accelerate_config=str(config))
+    assert done.returncode == 2 and done.stderr == f"error: {config}: num_processes is 0; expected one for each GPU\n"
 
 
 def process(folder, **env):
@@ -371,6 +380,12 @@ def test_an_adapter_is_loaded_and_merged_at_its_own_scale(single, pipe, tmp_path
     (wrong / "adapter.json").write_text(json.dumps({"weights": str(merged), "fingerprint": "0"}))
     with pytest.raises(InputError, match="is not what it was trained on"):
         pipeline.load_transformer(wrong, torch.float32)
+    (wrong / "adapter.json").write_text("[]")
+    with pytest.raises(InputError, match="adapter.json: got .* expected JSON with weights and fingerprint"):
+        pipeline.load_transformer(wrong, torch.float32)
+    (adapter / "pytorch_lora_weights.safetensors").unlink()
+    with pytest.raises(InputError, match="the LoRA could not be loaded: .* no file named pytorch_lora_weights"):
+        pipeline.load_transformer(adapter, torch.float32)
 
 
 def test_single_fused_clips_by_the_larger_of_the_norms_of_the_step_before_and_of_this_one_so_far():

@@ -65,7 +65,7 @@ def test_two_processes_of_demo_write_the_video_of_one(model, made_room, tmp_path
 
 
 def test_a_number_of_processes_that_does_not_divide_is_refused(model):
-    config = pipeline.transformer_config(model / "cognvs_ckpt_inpaint")
+    config = pipeline.transformer_config(model / "base", model / "cognvs_ckpt_inpaint")
     check(config, 2)
     with pytest.raises(InputError, match="3 processes: .* 2 heads and 128 tokens"):
         check(config, 3)

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -107,8 +108,21 @@ def test_missing_weights_are_an_error_not_noise(model, tmp_path):
     state = {name: tensor for name, tensor in transformer.state_dict().items() if name != "proj_out.weight"}
     transformer.save_pretrained(tmp_path, state_dict=state)
     pipeline.save_file(state, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match="proj_out.weight"):
+    with pytest.raises(InputError, match="1 of .* are missing or of another shape .* proj_out.weight"):
         pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
+    with open(tmp_path / "diffusion_pytorch_model.safetensors", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(InputError, match="could not be read .*; download it again"):
+        pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
+
+
+@pytest.mark.parametrize("name, expected", [("in_channels", 32), ("out_channels", 16), ("text_embed_dim", 32)])
+def test_a_transformer_for_another_base_is_refused(model, tmp_path, name, expected):
+    config = json.loads((model / "cognvs_ckpt_inpaint" / "config.json").read_text())
+    assert config[name] == expected
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: 48}))
+    with pytest.raises(InputError, match=f"got {name} 48; expected {expected}"):
+        pipeline.transformer_config(model / "base", tmp_path)
 
 
 @pytest.mark.gpu

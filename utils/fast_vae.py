@@ -21,6 +21,24 @@ def speed_up(vae):
     return vae
 
 
+def fit_tiles(vae):
+    """Let a VAE's tiles be and overlap by whole latents, the number nearest to diffusers' sixth of the height and fifth
+    of the width: those make tiles of some sizes that do not add up to the picture."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    for side in ("height", "width"):
+        latents, usual = (getattr(vae, f"tile_{name}_{side}") for name in ("latent_min", "overlap_factor"))
+        whole = [k / latents for k in range(1, latents) if split(latents, k / latents) == (k, latents - k)
+                 and split(latents * scale, k / latents) == (k * scale, (latents - k) * scale)]  # fmt: skip
+        setattr(vae, f"tile_sample_min_{side}", latents * scale)
+        setattr(vae, f"tile_overlap_factor_{side}", min(whole, key=lambda part: abs(part - usual), default=usual))
+    return vae
+
+
+def split(size, part):
+    """How diffusers divides a tile into what overlaps and the rest."""
+    return int(size * part), int(size * (1 - part))
+
+
 def spatial_norm(self, f, zq, conv_cache=None):
     """GroupNorm(f) * conv_y(z) + conv_b(z), z the nearest neighbours of zq; stands in for the module's forward."""
     scale, shift = (grow(conv.conv(zq), f.shape[2:]) for conv in (self.conv_y, self.conv_b))

@@ -98,18 +98,33 @@ def check_base(path):
 
 def load_model(cls, path, dtype):
     """A diffusers model of a local folder; weights that are missing or of other shapes are an error, not noise."""
+    check_model(cls, path)
+    try:
+        model = cls.from_pretrained(path, torch_dtype=dtype, local_files_only=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path}: could not be loaded: {' '.join(str(error).split())}") from error
+    return model.requires_grad_(False).eval()
+
+
+def check_model(cls, path):
+    """Raise InputError unless a folder's safetensors hold every tensor that its config.json promises of a `cls`."""
     config = path / "config.json"
     name = json.loads(config.read_text()).get("_class_name") if config.is_file() else None
     if name != cls.__name__:
         raise InputError(f"{path}: got a model of class {name}; expected {cls.__name__}")
-    try:
-        model, info = cls.from_pretrained(path, torch_dtype=dtype, local_files_only=True, output_loading_info=True)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path}: could not be loaded: {' '.join(str(error).split())}") from error
-    if info["missing_keys"] or info["mismatched_keys"]:
-        wrong = sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"]))
-        raise InputError(f"{path}: {len(wrong)} tensors missing or misshapen (such as {wrong[0]}); download it again")
-    return model.requires_grad_(False).eval()
+    with torch.device("meta"):
+        promised = cls.from_config(cls.load_config(path)).state_dict()
+    shapes = {}
+    for file in path.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}
+        except SafetensorError as error:
+            raise InputError(f"{file}: could not be read ({error}); download it again") from error
+    wrong = [name for name, tensor in promised.items() if list(tensor.shape) != shapes.get(name)]
+    if wrong:
+        raise InputError(f"{path}: {len(wrong)} of {len(promised)} tensors are missing or of another shape than its "
+                         f"config.json says (such as {wrong[0]}); download it again")
 
 
 def save_whole(save, folder):
@@ -133,7 +148,7 @@ def load_adapter(transformer, folder):
     try:
         transformer.load_lora_adapter(str(folder), prefix=None, adapter_name="default", use_safetensors=True,
                                       weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
-    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{folder}: the LoRA could not be loaded: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -142,7 +157,7 @@ def adapter_weights(folder):
     try:
         belongs = json.loads((folder / ADAPTER).read_text())
         weights = Path(belongs["weights"])
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / ADAPTER}: got {error}; expected JSON with weights and fingerprint") from error
     if not weights.is_dir():
         raise InputError(f"{folder}: belongs to the weights {weights}, which are not there; if they moved, correct "
@@ -152,10 +167,21 @@ def adapter_weights(folder):
     return weights
 
 
-def transformer_config(folder):
-    """The configuration of the transformer that load_transformer loads, a dict."""
+def transformer_config(model_path, folder):
+    """The configuration of the transformer that load_transformer loads, a dict; InputError if the base is another's."""
+    check_base(model_path)
     weights = adapter_weights(folder) if (folder / ADAPTER).is_file() else folder
-    return json.loads((weights / "config.json").read_text())
+    config = json.loads((weights / "config.json").read_text())
+    channels = json.loads((model_path / "vae" / "config.json").read_text())["latent_channels"]
+    expected = {"in_channels": 2 * channels, "out_channels": channels}  # in: noise and conditioning
+    encoder = model_path / "text_encoder" / "config.json"
+    if encoder.is_file():
+        expected["text_embed_dim"] = json.loads(encoder.read_text())["d_model"]
+    for name, value in expected.items():
+        if config.get(name) != value:
+            raise InputError(f"{folder}: got {name} {config.get(name)}; expected {value}, as of an image-to-video "
+                             f"transformer that goes with {model_path}")
+    return config
 
 
 def count_tokens(config):
@@ -179,7 +205,7 @@ def load_transformer(folder, dtype):
 def load_vae(model_path, dtype):
     """The base's VAE."""
     check_base(Path(model_path))
-    return fast_vae.speed_up(load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype))
+    return fast_vae.fit_tiles(fast_vae.speed_up(load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype)))
 
 
 @torch.no_grad()
@@ -197,10 +223,8 @@ def load_pipeline(model_path, weights, dtype, device="cpu"):
     if scheduler.config.prediction_type != "v_prediction":
         raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; expected CogVideoX's, "
                          "for v_prediction")
+    transformer_config(Path(model_path), Path(weights))  # checks that they go together
     transformer = load_transformer(Path(weights), dtype)
-    if transformer.config.in_channels != 2 * vae.config.latent_channels:
-        raise InputError(f"{weights}: takes {transformer.config.in_channels} channels; expected an image-to-video "
-                         f"transformer of {2 * vae.config.latent_channels} (noise and conditioning)")
     transformer.set_attn_processor(Attention())
     return CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
 

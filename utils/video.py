@@ -4,6 +4,7 @@ Frames in memory are RGB uint8 [F, H, W, 3], masks bool [F, H, W]. Files pass th
 """
 
 import itertools
+import os
 import re
 import subprocess
 import tempfile
@@ -40,6 +41,7 @@ def probe(path):
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what its ffmpeg has to say names no file
     capture = cv2.VideoCapture(str(path))  # OpenCV gives the rate exactly; ffmpeg prints two decimals
     count_height_width = (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
     size = [int(capture.get(prop)) for prop in count_height_width]
@@ -57,7 +59,10 @@ def iter_frames(path):
     info = probe(path)
     scale = f"scale=in_color_matrix={info.matrix}"  # ffmpeg's usual rounding: the same bytes as OpenCV, so as published
     stream = imageio_ffmpeg.read_frames(path, output_params=["-fps_mode", "passthrough", "-vf", scale])
-    next(stream)  # the header
+    try:
+        next(stream)  # the header
+    except OSError as error:  # says all that ffmpeg said
+        raise InputError(f"{path}: no frame of it can be decoded (cut off?); encode it again") from error
     count = 0
     for frame in stream:
         count += 1

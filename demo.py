@@ -3,8 +3,8 @@
     python demo.py --model_path checkpoints/CogVideoX-5b-I2V --cognvs_ckpt_path checkpoints/cognvs_ckpt_inpaint \\
         --data_path demo_data/room --mp4_name "eval_render*.mp4"
 
-Several GPUs share the videos when it is started with accelerate launch --num_processes N demo.py ...; with --share_clip
-they work together on each.
+Several GPUs share the videos when it is started with accelerate launch --num_processes N demo.py ... (CPUs: torchrun
+--nproc_per_node N); with --share_clip they work together on each.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def find_jobs(args):
     exact = args.data_path / args.mp4_name
     pattern = f"{glob.escape(args.data_path)}/{args.mp4_name}"
     renders = [exact] if exact.is_file() else sorted(map(Path, glob.glob(pattern)))
-    if not args.data_path.is_dir():
+    if not renders and not args.data_path.is_dir():
         raise InputError(f"--data_path {args.data_path}: no such folder; expected a sequence folder with renders")
     if not renders:
         raise InputError(f"{exact}: no such render; make them with data_gen.py --mode eval")
@@ -280,9 +280,9 @@ def main():
     pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
     if args.overlap >= pipe.clip_shape[0]:
         raise InputError(f"--overlap {args.overlap}: expected fewer frames than the model's clip, {pipe.clip_shape[0]}")
-    embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     least = functools.partial(parallel.least, device=device) if args.share_clip else None
     where = placement.place(pipe, device, args.memory, args.vae_tiling, least)
+    embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     low = "memory=low" in where
     if low and (args.compile or args.fast) and not args.helper:
         print("note: memory=low, so --compile and --fast are left out")

@@ -71,14 +71,14 @@ done
 python=$(command -v python || command -v python3)
 number() { sed -n "s/^$1: *\([0-9]*\).*/\1/p" "$accelerate_config"; }
 processes=$(number num_processes) machines=$(number num_machines)
-[ "$processes" != 0 ] || { echo "error: $accelerate_config: num_processes is 0; expected one for each GPU" >&2; exit 2; }
 gpu_ids=$(sed -n "s/^gpu_ids: *[\"']\{0,1\}\([0-9, ]*\).*/\1/p" "$accelerate_config" | tr -d ' ')
 set -- "$@" --machines "${machines:-1}" --gpu_ids "$gpu_ids"
 case "$memory" in single*) exec "$python" train.py --prepare_for 1 "$@" ;; esac
+[ "${processes:-1}" -ge 1 ] && [ "${machines:-1}" -ge 1 ] || {
+    echo "error: $accelerate_config: got num_processes $processes, num_machines $machines; expected 1 or more" >&2; exit 2; }
 # all settings and the memory are checked, and the empty prompt is embedded, before any process starts
 "$python" train.py --prepare_for "${processes:-1}" "$@"
-threads=1  # what torchrun would set, with a warning
-[ "$memory" != zero2_offload ] || threads=$(( $(nproc) * ${machines:-1} / ${processes:-1} ))  # AdamW is to use all cores
+threads=$(( $(nproc) * ${machines:-1} / ${processes:-1} ))  # torchrun would give each process one, and warn
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( threads > 1 ? threads : 1 ))}"
 exec "$python" -m accelerate.commands.launch --config_file "$accelerate_config" ${gpu_ids:+--gpu_ids "$gpu_ids"} \
     train.py "$@"

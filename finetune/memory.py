@@ -49,9 +49,9 @@ def needs(args, ranks):
     trained = 2 * sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     layer, layers = activation(transformer.config, args.batch_size), transformer.config.num_layers
     kept, work = layers * layer * (KEPT if args.gradient_checkpointing == "False" else 1), WORK * layer
-    gpu, host = weights + work, weights  # which are copied to be written
+    gpu, host = weights + work, min(weights, 5e9)  # a file of weights while it is written
     accumulate = args.gradient_accumulation_steps > 1
-    state = 6 * trained / args.machines if args.resume_from_checkpoint else 0  # float32 weights and two states, read
+    read = max(6 * trained, ranks * weights) / args.machines if args.resume_from_checkpoint else 0  # states; weights
     if args.ema_decay:
         gpu += 4 * weights  # float32, and twice while it is made
     if args.memory == "single":  # gradients and activations take turns, if gradients do not outlive the backward pass
@@ -59,11 +59,11 @@ def needs(args, ranks):
     elif args.memory == "single_fused":
         gpu += trained * 1.03 + kept
     elif args.memory == "zero2":
-        gpu, host = gpu + trained * 9 / ranks + kept + buckets(trained), max(host, state)
+        gpu, host = gpu + trained * 9 / ranks + kept + buckets(trained), max(host, read)
     else:
         gpu += max(kept + buckets(trained), trained - work)  # DeepSpeed begins with a copy of the weights
         own = trained * (5 + accumulate) / args.machines  # float32 weights and gradients, bf16 on their way back
-        host = max(host + own + 4 * trained / args.machines, own + state)
+        host = max(host + own + 4 * trained / args.machines, own + read)
     return gpu, host
 
 
@@ -147,13 +147,14 @@ def check_needs(args, ranks):
         host += ranks * gpu / args.machines
         print(f"{said} {host / GIB:.1f} GiB of host memory ({there / GIB:.1f} free)")
     if host > there:
+        choice = "a machine with more memory" if gpus else less(args)
         raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for {processes} and "
                          f"{there / GIB:.1f} are free; choose {'fewer processes, ' * (ranks > 1)}"
-                         f"{'single or single_fused' if args.memory.startswith('zero2') else less(args)}")
+                         f"{'single or single_fused' if args.memory.startswith('zero2') else choice}")
 
 
 def less(args):
-    """What takes less GPU memory than the settings of `args`."""
+    """What takes less memory for the model than the settings of `args`."""
     if args.training_type == "lora":
         return "a machine with more memory" if args.memory.startswith("single") else "memory=single"
     few = args.memory in ("single_fused", "zero2_offload")

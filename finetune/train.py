@@ -116,10 +116,10 @@ def check(args):
 def prepare(args):
     """What is done once, before the processes start: the checks, and the embedding of the empty prompt."""
     check(args)
-    memory.check_needs(args, args.prepare_for)
     weights = pipeline.find_weights(args.transformer_id)
     pipeline.check_model(pipeline.CogVideoXTransformer3DModel, weights)
     config = pipeline.transformer_config(args.model_path, weights)
+    memory.check_needs(args, args.prepare_for)
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))
 
 

@@ -215,6 +215,7 @@ def test_one_seed_is_one_picture_and_nothing_is_replaced_unasked(model, renders,
 
 @pytest.mark.parametrize("args, message", [
     (["--mp4_name", "no.mp4"], "no such render"),
+    (["--data_path", "nowhere"], "--data_path nowhere: no such folder"),
     (["--model_path", "nowhere"], "nowhere: got no vae/config.json"),
     (["--cognvs_ckpt_path", "nowhere"], "nowhere: got no weights"),
     (["--num_inference_steps", "0"], "expected 1 to 1000"),

@@ -276,9 +276,10 @@ def test_bad_input_is_one_line_and_exit_2(model, sequence_folder, tmp_path, args
 
 def test_no_processes_are_refused(model, sequence_folder, tmp_path):
     config = tmp_path / "none.yaml"
-    config.write_text("num_processes: 0\n")
+    config.write_text("num_processes: 0\nnum_machines: 1\n")
     done = launch(model, sequence_folder, tmp_path / "run", accelerate_config=str(config))
-    assert done.returncode == 2 and done.stderr == f"error: {config}: num_processes is 0; expected one for each GPU\n"
+    assert done.returncode == 2 and done.stderr == (
+        f"error: {config}: got num_processes 0, num_machines 1; expected 1 or more\n")
 
 
 def process(folder, **env):
@@ -496,8 +497,8 @@ def test_memory_needed_is_told_before_anything_is_loaded(monkeypatch, tmp_path):
     assert 34 < gib["single", "sft", 1] < 38 and 27 < gib["single_fused", "sft", 1] < 30
     assert gib["single", "lora", 1] < 20 and 43 < gib["zero2", "sft", 4] < 48 and gib["zero2", "sft", 1] > 80
     assert 20.5 < gib["zero2_offload", "sft", 1] < 22  # 21.3 seen
-    assert 102 < host["zero2_offload", "sft", 1] < 105 and host["zero2_offload", "sft", 4] < 105  # 107, of 4 a process
-    assert host["zero2", "sft", 4] < 11
+    assert 97 < host["zero2_offload", "sft", 1] == host["zero2_offload", "sft", 4] < 99  # 98 seen, 4 of it the process
+    assert host["zero2", "sft", 4] < 5
     args.resume_from_checkpoint = "latest"
     assert 110 < memory.needs(args, 1)[1] / 2**30 < 120  # the state that is read beside what it is read into
     args.memory, args.resume_from_checkpoint = "zero2", ""
@@ -548,6 +549,9 @@ def test_blocks_are_kept_and_the_vae_tiled_as_memory_allows(monkeypatch):
     monkeypatch.setattr("memory.free", lambda args, device: 50 * 2**30)
     assert memory.blocks_to_keep(args, transformer, 1, torch.device("cuda")) == 8
     args.gradient_accumulation_steps = 1
+    args.memory = "zero2_offload"  # DeepSpeed's buckets alone are to come, in place of 8-bit states
+    assert memory.blocks_to_keep(args, transformer, 1, torch.device("cuda")) == 17
+    args.memory = "single"
     monkeypatch.setattr("memory.free", lambda args, device: 24 * 2**30)
     args.do_validation = True
     memory.choose_tiling(args, pipe, transformer, 1, torch.device("cuda"))

@@ -110,10 +110,19 @@ def test_missing_weights_are_an_error_not_noise(model, tmp_path):
     pipeline.save_file(state, tmp_path / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     with pytest.raises(InputError, match="1 of .* are missing or of another shape .* proj_out.weight"):
         pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
+    pipeline.save_file({"proj_out.weight": transformer.proj_out.weight.detach()}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="proj_out.weight"):  # diffusers would not read it
+        pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
     with open(tmp_path / "diffusion_pytorch_model.safetensors", "r+b") as file:
         file.truncate(1000)
     with pytest.raises(InputError, match="could not be read .*; download it again"):
         pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match="no such file; expected it, or .*index.json"):
+        pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
+    transformer.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("diffusion_pytorch_model-*.safetensors"))) > 1
+    assert pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
 
 
 @pytest.mark.parametrize("name, expected", [("in_channels", 32), ("out_channels", 16), ("text_embed_dim", 32)])

@@ -249,7 +249,8 @@ def random_pipeline(device, size):
     finally:
         torch.set_default_dtype(torch.float32)
     transformer.set_attn_processor(pipeline.Attention())
-    pipe = pipeline.CogNVSPipeline(None, None, pipeline.fast_vae.speed_up(vae), transformer, scheduler).to("cpu")
+    vae = pipeline.fast_vae.fit_tiles(pipeline.fast_vae.speed_up(vae))
+    pipe = pipeline.CogNVSPipeline(None, None, vae, transformer, scheduler).to("cpu")
     pipe.vae.requires_grad_(False).eval(), pipe.transformer.requires_grad_(False).eval()
     pipe.set_progress_bar_config(disable=True)
     return pipe

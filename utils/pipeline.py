@@ -18,6 +18,7 @@ from utils.attention import Attention
 from utils.cli import InputError
 from utils.scheduler import Scheduler
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 
 
@@ -114,8 +115,11 @@ def check_model(cls, path):
         raise InputError(f"{path}: got a model of class {name}; expected {cls.__name__}")
     with torch.device("meta"):
         promised = cls.from_config(cls.load_config(path)).state_dict()
-    shapes = {}
-    for file in path.glob("*.safetensors"):
+    index, shapes = path / f"{WEIGHTS}.index.json", {}
+    names = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else {WEIGHTS}
+    for file in sorted(path / name for name in names):
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; expected it, or {index.name} and its files; download it again")
         try:
             with safe_open(file, "pt") as tensors:
                 shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}

@@ -59,14 +59,15 @@ def iter_frames(path):
     info = probe(path)
     scale = f"scale=in_color_matrix={info.matrix}"  # ffmpeg's usual rounding: the same bytes as OpenCV, so as published
     stream = imageio_ffmpeg.read_frames(path, output_params=["-fps_mode", "passthrough", "-vf", scale])
+    count = 0
     try:
         next(stream)  # the header
-    except OSError as error:  # says all that ffmpeg said
-        raise InputError(f"{path}: no frame of it can be decoded (cut off?); encode it again") from error
-    count = 0
-    for frame in stream:
-        count += 1
-        yield np.frombuffer(frame, np.uint8).reshape(info.height, info.width, 3)
+        for frame in stream:
+            count += 1
+            yield np.frombuffer(frame, np.uint8).reshape(info.height, info.width, 3)
+    except (OSError, RuntimeError) as error:
+        said = str(error).split("\n")[0]  # and then all that ffmpeg said
+        raise InputError(f"{path}: could not be decoded ({said}); if it is cut off, encode it again") from error
     if count != info.frames:
         raise InputError(f"{path}: its header promises {info.frames} frames, {count} can be decoded (cut off, or cut "
                          "without re-encoding?); encode it again")

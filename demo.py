@@ -85,9 +85,9 @@ def find_jobs(args):
     exact = args.data_path / args.mp4_name
     pattern = f"{glob.escape(args.data_path)}/{args.mp4_name}"
     renders = [exact] if exact.is_file() else sorted(map(Path, glob.glob(pattern)))
-    if not renders and not args.data_path.is_dir():
-        raise InputError(f"--data_path {args.data_path}: no such folder; expected a sequence folder with renders")
     if not renders:
+        if not args.data_path.is_dir():
+            raise InputError(f"--data_path {args.data_path}: no such folder; expected a sequence folder with renders")
         raise InputError(f"{exact}: no such render; make them with data_gen.py --mode eval")
     output_dir = args.output_dir or args.data_path / "outputs"
     rank, ranks = processes()
@@ -270,9 +270,9 @@ def main():
     if not jobs:
         return
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
-    pipeline.check_base(args.model_path)
+    config = pipeline.transformer_config(args.model_path, weights)
     if args.share_clip:
-        parallel.check(pipeline.transformer_config(args.model_path, weights), ranks)
+        parallel.check(config, ranks)
         parallel.join(device)
     jobs[0].output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written should not wait for the pictures
     dtype = pipeline.pick_dtype(args.dtype, device)

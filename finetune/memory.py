@@ -59,7 +59,8 @@ def needs(args, ranks):
     elif args.memory == "single_fused":
         gpu += trained * 1.03 + kept
     elif args.memory == "zero2":
-        gpu, host = gpu + trained * 9 / ranks + kept + buckets(trained), max(host, read)
+        gpu += trained * 9 / ranks + kept + buckets(trained)
+        host = max(host, read)
     else:
         gpu += max(kept + buckets(trained), trained - work)  # DeepSpeed begins with a copy of the weights
         own = trained * (5 + accumulate) / args.machines  # float32 weights and gradients, bf16 on their way back
@@ -148,9 +149,10 @@ def check_needs(args, ranks):
         print(f"{said} {host / GIB:.1f} GiB of host memory ({there / GIB:.1f} free)")
     if host > there:
         choice = "a machine with more memory" if gpus else less(args)
+        if args.memory.startswith("zero2"):
+            choice = f"{'fewer processes, ' * (ranks > 1)}single or single_fused"
         raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for {processes} and "
-                         f"{there / GIB:.1f} are free; choose {'fewer processes, ' * (ranks > 1)}"
-                         f"{'single or single_fused' if args.memory.startswith('zero2') else choice}")
+                         f"{there / GIB:.1f} are free; choose {choice}")
 
 
 def less(args):

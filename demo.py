@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils import cli, parallel, pipeline, placement, speed, video, windows
+from utils import cli, cogvideox, devices, pipeline, video, windows
 from utils.cli import InputError
 
 HOLE = 8  # where every channel is darker, a render without a mask file counts as a hole
@@ -261,7 +261,7 @@ def main():
         raise InputError("--fast with --memory low: got both, which do not work together; leave one out")
     if args.share_clip and args.device not in (None, "cpu", "cuda"):
         raise InputError(f"--share_clip --device {args.device}: every process takes a GPU of its own; give cuda or cpu")
-    if args.compile and (device.type != "cuda" or not speed.has_compiler() or args.memory == "low"):
+    if args.compile and (device.type != "cuda" or not cogvideox.has_compiler() or args.memory == "low"):
         raise InputError(f"--compile on {device}, --memory {args.memory}: needs a CUDA GPU, a C compiler with Python's "
                          "headers, and a --memory that keeps the transformer whole; leave it out")
     rank, ranks = processes()
@@ -272,32 +272,32 @@ def main():
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
     config = pipeline.transformer_config(args.model_path, weights)
     if args.share_clip:
-        parallel.check(config, ranks)
-        parallel.join(device)
+        devices.check_sharing(config, ranks)
+        devices.join(device)
     jobs[0].output.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written should not wait for the pictures
     dtype = pipeline.pick_dtype(args.dtype, device)
     start = time.time()
     pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
     if args.overlap >= pipe.clip_shape[0]:
         raise InputError(f"--overlap {args.overlap}: expected fewer frames than the model's clip, {pipe.clip_shape[0]}")
-    least = functools.partial(parallel.least, device=device) if args.share_clip else None
-    where = placement.place(pipe, device, args.memory, args.vae_tiling, least)
+    least = functools.partial(devices.least, device=device) if args.share_clip else None
+    where = devices.place(pipe, device, args.memory, args.vae_tiling, least)
     embedding, cache = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     low = "memory=low" in where
     if low and (args.compile or args.fast) and not args.helper:
         print("note: memory=low, so --compile and --fast are left out")
     if args.compile and not low:
-        speed.compile_blocks(pipe.transformer)
+        cogvideox.compile_blocks(pipe.transformer)
     if args.share_clip:
-        parallel.share_tokens(pipe.transformer)
-    passes = speed.predict_steps(pipe.transformer, args.num_inference_steps) if args.fast and not low else None
+        devices.share_tokens(pipe.transformer)
+    passes = cogvideox.predict_steps(pipe.transformer, args.num_inference_steps) if args.fast and not low else None
     if not args.helper:
         print(f"loaded {weights} and {args.model_path / 'vae'} in {time.time() - start:.1f} s, {dtype} {where}; "
               f'embedding of "" kept in {cache}')
-    with speed.attention():
+    with cogvideox.attention():
         inpaint(args, pipe, embedding.to(device), jobs, passes)
     if args.share_clip:
-        parallel.part()
+        devices.part()
 
 
 if __name__ == "__main__":

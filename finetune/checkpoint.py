@@ -12,11 +12,10 @@ from pathlib import Path
 
 import torch
 
-from utils import pipeline
+from utils import cogvideox, pipeline
 from utils.cli import InputError
 
 FACTS = "run.json"  # in a state: run_facts
-LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def list_checkpoints(output_dir):
@@ -120,7 +119,7 @@ def prepare_weights(args, transformer, resume):
         from peft import LoraConfig
 
         torch.manual_seed(args.seed)  # the global generator draws a LoRA's first weights
-        transformer.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.lora_alpha, target_modules=LORA_LAYERS))
+        transformer.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.lora_alpha, target_modules=cogvideox.LORA_LAYERS))
     for name, p in transformer.named_parameters():
         p.requires_grad_("lora_" in name)
         p.data = p.data.to(dtype)

@@ -55,7 +55,7 @@ def first_scenes(base_dir_input):
 def open_pairs(base_dir_input, model_path, clip_shape, rank=0, device="cpu"):
     """What a run learns from: a sequence folder, a folder of them, or "scenes:N", ray-traced from seed N on."""
     if first := first_scenes(base_dir_input):
-        from scene_pairs import ScenePairs
+        from toolbox.small_model.scene_pairs import ScenePairs
 
         return ScenePairs(model_path, clip_shape, rank, device, *first)
     return Pairs(base_dir_input, clip_shape)

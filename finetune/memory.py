@@ -9,12 +9,11 @@
 import os
 import re
 
-import checkpoint
-import dataset
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from utils import cli, pipeline, placement, speed
+from finetune import checkpoint, dataset
+from utils import cli, cogvideox, devices, pipeline
 from utils.cli import InputError
 
 MODES = ("zero2", "zero2_offload", "single", "single_fused")
@@ -75,7 +74,7 @@ def buckets(trained):
 
 def activation(config, batch_size):
     """Bytes of one activation of all tokens, bf16."""
-    tokens = sum(pipeline.count_tokens(config))
+    tokens = sum(cogvideox.count_tokens(config))
     return 2 * batch_size * tokens * config.num_attention_heads * config.attention_head_dim
 
 
@@ -106,7 +105,7 @@ def choose_tiling(args, pipe, transformer, ranks, device):
     if device.type == "cuda":
         states = states_to_come(args, transformer, ranks)
         frames, height, width = pipe.clip_shape
-        pixel = placement.UNTILED if args.do_validation else ENCODING  # validation decodes too
+        pixel = devices.UNTILED if args.do_validation else ENCODING  # validation decodes too
         fits = free(args, device) - states >= pixel * frames * height * width + 2 * GIB  # 1.5 were too few
         pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
 
@@ -215,7 +214,6 @@ def make_accelerator(args):
     kwargs = []
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        import deepspeed
 
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on first use
         kwargs = [InitProcessGroupKwargs(backend="gloo")]
@@ -370,7 +368,7 @@ class Part:
             p.grad = None
         self.flat.grad.mul_(scale)
         # torchao compiles its step: minutes for many shapes on a CPU, so that only GPUs with a C compiler do it
-        with torch.compiler.set_stance("default" if speed.has_compiler() else "force_eager"):
+        with torch.compiler.set_stance("default" if cogvideox.has_compiler() else "force_eager"):
             self.optimizer.step()
         self.flat.grad, self.missing = None, len(self.parameters)
 

@@ -20,12 +20,9 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import checkpoint
-import dataset
-import memory
-from loss import denoising_loss
-
-from utils import cli, metrics, pipeline, speed, video
+from finetune import checkpoint, dataset, memory
+from finetune.loss import denoising_loss
+from utils import cli, cogvideox, metrics, pipeline, video
 from utils.cli import InputError
 
 LOG_COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loss_of_each_rank")
@@ -258,7 +255,7 @@ def optimiser_step(args, engine, pipe, pairs, embedding, rotary, step):
         batch = dataset.training_batch(pipe, pairs, args.seed, engine.rank, number, engine.device, embedding.dtype,
                                        args.batch_size)  # fmt: skip
         prompt = embedding.expand(args.batch_size, -1, -1)
-        with speed.attention():
+        with cogvideox.attention():
             loss = denoising_loss(engine.model, pipe.scheduler, *batch, prompt, rotary)
             engine.backward(loss)
         losses.append(loss.detach())
@@ -293,9 +290,9 @@ def prepare_training(args, engine, pipe, start, resume):
     memory.choose_tiling(args, pipe, transformer, engine.ranks, engine.device)
     kept = memory.blocks_to_keep(args, transformer, engine.ranks, engine.device)
     if args.gradient_checkpointing != "False":
-        speed.recompute(transformer, kept)
-    if args.compile and speed.has_compiler():
-        speed.compile_blocks(transformer)
+        cogvideox.recompute(transformer, kept)
+    if args.compile and cogvideox.has_compiler():
+        cogvideox.compile_blocks(transformer)
     if resume:
         engine.load(resume)
     return transformer, mean, kept

@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items):
 def model(tmp_path_factory):
     """A random model of 17 x 64 x 96: base/ and cognvs_ckpt_inpaint/."""
     folder = tmp_path_factory.mktemp("model")
-    assert call("make_tiny_checkpoint", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96) == 0
+    assert call("toolbox.small_model.make_tiny_checkpoint", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96) == 0
     return folder
 
 
@@ -55,7 +55,7 @@ def model(tmp_path_factory):
 def made_room(tmp_path_factory):
     """A synthetic sequence of 17 x 64 x 96 with depth at full size and a K that is not the default one."""
     folder = tmp_path_factory.mktemp("sequence") / "room"
-    assert call("make_synthetic_sequence", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96,
+    assert call("toolbox.synthetic.make_synthetic_sequence", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96,
                 "--focal", 100, "--depth_scale", 1, "--crf", 0) == 0  # fmt: skip
     return folder
 

@@ -5,15 +5,15 @@ import functools
 import cv2
 import numpy as np
 import pytest
-import shifted_scenes
 import torch
 
-from utils import clips, scenes, trajectory
+from toolbox.synthetic import clips, scenes, yards
+from utils import trajectory
 
 SHAPE, CPU = (5, 48, 64), torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=(scenes.make_scene, shifted_scenes.make_shifted_scene))
+@pytest.fixture(scope="module", params=(scenes.make_scene, yards.make_yard))
 def clip(request):
     return clips.make_clip(request.param(3), SHAPE, 60, CPU)
 

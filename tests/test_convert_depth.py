@@ -38,7 +38,7 @@ def seq(tmp_path):
 @pytest.fixture
 def convert(seq):
     def convert(source, *args):
-        return call("convert_depth", "--input", source, "--output_path", seq, *args)
+        return call("toolbox.geometry.convert_depth", "--input", source, "--output_path", seq, *args)
 
     return convert
 
@@ -95,7 +95,7 @@ def test_megasam(tmp_path, seq, convert, capsys):
 
 def test_megasam_images_become_the_video_where_there_is_none(tmp_path):
     args = ("--input", megasam(tmp_path / "x.npz"), "--output_path", tmp_path / "new", "--fps", 30)
-    assert call("convert_depth", *args) == 0
+    assert call("toolbox.geometry.convert_depth", *args) == 0
     assert video.probe(tmp_path / "new" / "gt_rgb.mp4") == video.VideoInfo(N, H, W, Fraction(30))
     assert len(opened(tmp_path / "new", cameras=True).c2w) == N
 

@@ -10,7 +10,8 @@ import torch
 from conftest import ROOT, call
 from skimage.data import stereo_motorcycle
 
-from utils import clips, metrics, scenes, sequence, trajectory, video, warp
+from toolbox.synthetic import clips, scenes
+from utils import metrics, sequence, trajectory, video, warp
 from utils.cli import InputError
 
 
@@ -235,7 +236,7 @@ def test_the_motorcycle_goes_from_left_to_right_through_a_camera_file(tmp_path):
 def test_anchored_at_the_first_frame_renders_are_the_exact_views(tmp_path, capsys):
     """A camera on an orbit about the first frame, still in the world, against the tracer: 30 dB on known pixels."""
     room = tmp_path / "room"
-    assert call("make_synthetic_sequence", "--output_dir", room, "--frames", 9, "--height", 160, "--width", 240,
+    assert call("toolbox.synthetic.make_synthetic_sequence", "--output_dir", room, "--frames", 9, "--height", 160, "--width", 240,
                 "--focal", 250, "--depth_scale", 1, "--crf", 0, "--trajs", tmp_path) == 0  # fmt: skip
     assert run(room, "--mode", "eval", "--anchor", "first", "--trajs", "orbit_left:10", "--crf", 0, "--intrinsics_file",
                sequence.INTRINSICS, "--extrinsics_file", sequence.C2WS) == 0  # fmt: skip

@@ -1,6 +1,5 @@
 from types import SimpleNamespace
 
-import estimate_depth
 import numpy as np
 import pytest
 import torch
@@ -15,6 +14,7 @@ from transformers import (
     DPTImageProcessorPil,
 )
 
+from toolbox.geometry import estimate_depth
 from utils import sequence, video
 
 
@@ -60,7 +60,7 @@ def save_depth_pro(folder, fov_deg):
 
 
 def estimate(room, model, *args):
-    return call("estimate_depth", "--data_path", room, "--model_path", model, "--device", "cpu", *args)
+    return call("toolbox.geometry.estimate_depth", "--data_path", room, "--model_path", model, "--device", "cpu", *args)
 
 
 def test_depth_anything_becomes_depth_in_metres(only_video, tmp_path, capsys):

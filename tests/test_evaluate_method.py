@@ -1,13 +1,13 @@
 import json
 
 import cv2
-import evaluate_method as evaluate
 import numpy as np
 import pytest
 import torch
 from conftest import call
 from skimage.metrics import structural_similarity
 
+from toolbox.small_model import evaluate_method as evaluate
 from utils import metrics, pipeline
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def test_finetuning_learns_to_fill_holes_in_what_its_target_shows(holes):
 
 
 def test_results_are_kept_and_not_done_again(model, tmp_path, capsys, monkeypatch):
-    args = ["evaluate_method", "--model_path", model / "base", "--cognvs_ckpt_path",
+    args = ["toolbox.small_model.evaluate_method", "--model_path", model / "base", "--cognvs_ckpt_path",
             model / "cognvs_ckpt_inpaint", "--output_dir", tmp_path, "--scenes", 1, "--num_inference_steps", 1,
             "--device", "cpu"]  # fmt: skip
     args.append("--finetunings")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from utils import fast_vae
+from utils import cogvideox as fast_vae
 
 
 def test_the_fast_vae_is_the_same_function(model):

@@ -8,16 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import checkpoint
-import dataset
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import train
 from conftest import ROOT, call, free_port
-from loss import denoising_loss, velocity_loss
 
+from finetune import checkpoint, dataset, train
+from finetune.loss import denoising_loss, velocity_loss
 from utils import pipeline, video
 from utils.cli import InputError
 
@@ -373,10 +371,10 @@ def test_an_adapter_is_loaded_and_merged_at_its_own_scale(single, pipe, tmp_path
     assert (b @ a).abs().max() > 1e-4
     torch.testing.assert_close(moved, 4 / 8 * (b @ a), atol=1e-6, rtol=1e-4)  # lora_alpha / rank
     merged = tmp_path / "merged"
-    assert call("merge_lora", "--lora_path", run, "--output_dir", merged) == 0
+    assert call("toolbox.merge_lora", "--lora_path", run, "--output_dir", merged) == 0
     both = (pipeline.load_transformer(folder, torch.bfloat16).state_dict() for folder in (adapter, merged))
     assert all(torch.equal(x, y) for x, y in zip(*(d.values() for d in both), strict=True))
-    assert call("merge_lora", "--lora_path", run, "--output_dir", merged) == 2  # it is there
+    assert call("toolbox.merge_lora", "--lora_path", run, "--output_dir", merged) == 2  # it is there
     wrong = Path(shutil.copytree(adapter, tmp_path / "wrong"))
     (wrong / "adapter.json").write_text(json.dumps({"weights": str(merged), "fingerprint": "0"}))
     with pytest.raises(InputError, match="is not what it was trained on"):

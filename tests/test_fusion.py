@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from utils import fusion, metrics, scenes, trajectory, warp
+from toolbox.synthetic import scenes
+from utils import fusion, metrics, trajectory, warp
 
 HEIGHT, WIDTH, FRAMES = 80, 120, 16
 K = torch.tensor([[125.0, 0, 60], [0, 125, 40], [0, 0, 1]], dtype=torch.float64)

@@ -12,7 +12,8 @@ from conftest import ROOT, free_port
 
 from utils import pipeline, video
 from utils.cli import InputError
-from utils.parallel import check, share_tokens
+from utils.devices import check_sharing as check
+from utils.devices import share_tokens
 
 BASE, WEIGHTS = ROOT / "checkpoints" / "tiny" / "base", ROOT / "checkpoints" / "tiny" / "cognvs_ckpt_inpaint"
 

@@ -2,11 +2,12 @@
 
 from types import SimpleNamespace
 
-import make_tiny_checkpoint
 import pytest
 import torch
 
-from utils import pipeline, placement
+from toolbox.small_model import make_tiny_checkpoint
+from utils import devices as placement
+from utils import pipeline
 from utils.cli import InputError
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from utils import scenes
+from toolbox.synthetic import scenes
 
 HEIGHT, WIDTH = 20, 30
 K = torch.tensor([[32.0, 0, 14.5], [0, 32, 9.5], [0, 0, 1]], dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 import shutil
 
-import evaluate_method as evaluate
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,7 @@ from conftest import ROOT, call
 from diffusers import CogVideoXDPMScheduler
 from transformers import T5EncoderModel, T5Tokenizer
 
+from toolbox.small_model import evaluate_method as evaluate
 from utils import metrics, pipeline, video
 from utils.cli import InputError
 

@@ -2,7 +2,6 @@
 
 import re
 
-import dataset
 import numpy as np
 import pytest
 import torch
@@ -10,7 +9,9 @@ from conftest import call
 from diffusers import AutoencoderKLCogVideoX
 from safetensors.torch import load_file
 
-from utils import clips, pipeline
+from finetune import dataset
+from toolbox.synthetic import clips
+from utils import pipeline
 
 CPU, SHAPE = torch.device("cpu"), (17, 32, 48)
 
@@ -20,7 +21,7 @@ def small(tmp_path_factory):
     """The shipped model's architecture before its training, for small clips."""
     folder = tmp_path_factory.mktemp("small")
     size = "--frames", SHAPE[0], "--height", SHAPE[1], "--width", SHAPE[2]
-    assert call("make_tiny_checkpoint", "--output_dir", folder, "--size", "small", *size) == 0
+    assert call("toolbox.small_model.make_tiny_checkpoint", "--output_dir", folder, "--size", "small", *size) == 0
     return folder
 
 

@@ -35,21 +35,21 @@ def megasam(tmp_path):
 def test_megasam_becomes_a_sequence_folder(megasam, tmp_path):
     npz, arrays = megasam
     out = tmp_path / "x"
-    assert call("convert_megasam_outputs", "--megasam_npz_path", npz, "--output_path", out, "--fps", 30) == 0
+    assert call("toolbox.convert_megasam_outputs", "--megasam_npz_path", npz, "--output_path", out, "--fps", 30) == 0
     seq = sequence.open_sequence(out, intrinsics_file=sequence.INTRINSICS, extrinsics_file=sequence.C2WS)
     assert np.array_equal(seq.depth_map, arrays["depths"]) and seq.info.fps == 30
     np.testing.assert_allclose(seq.intrinsics[2], arrays["intrinsic"])
     assert np.abs(video.read_video(seq.rgb_path).astype(int) - 90).max() <= 2
     assert call("data_gen", "--data_path", out, "--mode", "eval", "--device", "cpu") == 0
     before = (out / "gt_rgb.mp4").read_bytes()
-    assert call("convert_megasam_outputs", "--megasam_npz_path", npz, "--output_path", out) == 0
+    assert call("toolbox.convert_megasam_outputs", "--megasam_npz_path", npz, "--output_path", out) == 0
     assert (out / "gt_rgb.mp4").read_bytes() == before  # one that is there is kept
 
 
 def test_what_is_not_megasams_is_refused(megasam, tmp_path, capsys):
     np.savez(tmp_path / "y.npz", depths=np.ones((3, 4, 5)))
     args = ("--megasam_npz_path", tmp_path / "y.npz", "--output_path", tmp_path / "y")
-    assert call("convert_megasam_outputs", *args) == 2
+    assert call("toolbox.convert_megasam_outputs", *args) == 2
     assert "expected MegaSAM's npz" in capsys.readouterr().err
     assert not (tmp_path / "y").exists()
 
@@ -71,10 +71,10 @@ def test_the_shipped_sequence_is_whole():
 
 def test_side_by_side(room, capsys):
     assert call("data_gen", "--data_path", room, "--mode", "eval", "--device", "cpu") == 0
-    assert call("side_by_side", "--data_path", room) == 2
+    assert call("toolbox.side_by_side", "--data_path", room) == 2
     (room / "outputs").mkdir()
     (room / "outputs" / "eval_render2_out.mp4").write_bytes((room / "novel_gt2.mp4").read_bytes())
-    assert call("side_by_side", "--data_path", room) == 0
+    assert call("toolbox.side_by_side", "--data_path", room) == 0
     assert "output: all inf dB, known inf dB, holes inf dB" in capsys.readouterr().out
     assert video.probe(room / "outputs" / "eval_render2_side_by_side.mp4").width == 4 * 96
 
@@ -92,7 +92,7 @@ def test_psnr_is_masked():
 
 def test_the_inference_benchmark_prints_a_row_a_placement(capsys):
     small = "--size", "tiny", "--steps", 4, "--whole", 9, "--device", "cpu"
-    args = "benchmark", "inference", *small, "--placements"
+    args = "toolbox.benchmark", "inference", *small, "--placements"
     assert call(*args, "gpu", "auto", "gpu,fast") == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| gpu", "| auto"))]
     assert [row[0] for row in rows] == ["| gpu", "| auto", "| gpu,fast"] and rows.pop()[1] == "8 passes"

@@ -37,10 +37,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import make_tiny_checkpoint
-
 import data_gen
-from utils import cli, metrics, pipeline, placement, sequence, speed, trajectory, video, windows
+from toolbox.small_model import make_tiny_checkpoint
+from utils import cli, cogvideox, devices, metrics, pipeline, sequence, trajectory, video, windows
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -166,7 +165,7 @@ def run(script, *options, stdout=None):
 def full_size(folder):
     """A base and inpainting weights of the real sizes, random, and the shipped sequence with a training pair."""
     if not (folder / "base" / "model_index.json").exists():
-        run("toolbox/make_tiny_checkpoint.py", "--size", "5b", "--dtype", "bf16", "--output_dir", folder, "--device",
+        run("toolbox/small_model/make_tiny_checkpoint.py", "--size", "5b", "--dtype", "bf16", "--output_dir", folder, "--device",
             cli.pick_device().type)  # fmt: skip
     if not (folder / "room").exists():
         shutil.copytree(ROOT / "demo_data" / "room", folder / "room")
@@ -240,7 +239,7 @@ def random_pipeline(device, size):
     """The pipeline with random weights, in bf16 where that is fast, drawn on `device` and left in host memory."""
     shape = argparse.Namespace(size=size, frames=49, height=None, width=None)
     transformer, vae, _ = make_tiny_checkpoint.configs(shape)
-    scheduler = pipeline.Scheduler.from_config(make_tiny_checkpoint.SCHEDULER, timestep_spacing="trailing")
+    scheduler = cogvideox.Scheduler.from_config(make_tiny_checkpoint.SCHEDULER, timestep_spacing="trailing")
     torch.set_default_dtype(pipeline.pick_dtype("auto", device))
     try:
         with device:
@@ -248,8 +247,8 @@ def random_pipeline(device, size):
             transformer = pipeline.CogVideoXTransformer3DModel.from_config(transformer)
     finally:
         torch.set_default_dtype(torch.float32)
-    transformer.set_attn_processor(pipeline.Attention())
-    vae = pipeline.fast_vae.fit_tiles(pipeline.fast_vae.speed_up(vae))
+    transformer.set_attn_processor(cogvideox.Attention())
+    vae = cogvideox.fit_tiles(cogvideox.speed_up(vae))
     pipe = pipeline.CogNVSPipeline(None, None, vae, transformer, scheduler).to("cpu")
     pipe.vae.requires_grad_(False).eval(), pipe.transformer.requires_grad_(False).eval()
     pipe.set_progress_bar_config(disable=True)
@@ -262,7 +261,7 @@ def time_inference(pipe, device, steps):
     text = pipe.transformer.config.max_text_seq_length, pipe.transformer.config.text_embed_dim
     clip, embedding = torch.rand(frames, 3, height, width), torch.randn(1, *text).to(device, pipe.dtype)
     begin = time.perf_counter()
-    with speed.attention():
+    with cogvideox.attention():
         pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(0)).cpu()
     return time.perf_counter() - begin
 
@@ -274,12 +273,12 @@ def bench_inference(args, device):
         forget_peak(device)
         pipe = random_pipeline(device, args.size)
         forget_peak(device)
-        placement.place(pipe, device, mode)
+        devices.place(pipe, device, mode)
         if "compile" in extras:
-            speed.compile_blocks(pipe.transformer)
+            cogvideox.compile_blocks(pipe.transformer)
         if "fp8" in extras:
             to_fp8(pipe.transformer, device)
-        passes = speed.predict_steps(pipe.transformer, args.whole) if "fast" in extras else None
+        passes = cogvideox.predict_steps(pipe.transformer, args.whole) if "fast" in extras else None
         time_inference(pipe, device, 1)
         if passes:
             passes.clear()
@@ -342,7 +341,7 @@ def bench_pictures(device):
         embedding = pipeline.empty_prompt(base, pipe.transformer.config.max_text_seq_length, dtype)[0].to(device)
         if "fp8" in name:
             to_fp8(pipe.transformer, device)
-        passes = speed.predict_steps(pipe.transformer, steps) if "fast" in name else {"passes": len(renders) * steps}
+        passes = cogvideox.predict_steps(pipe.transformer, steps) if "fast" in name else {"passes": len(renders) * steps}
         clips = (torch.from_numpy(video.resize(render, *pipe.clip_shape[1:])).permute(0, 3, 1, 2) / 255
                  for render in renders)  # fmt: skip
         out = [pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(42)).cpu().numpy() for clip in clips]
@@ -366,7 +365,7 @@ def bench_long(folder, device, frames=121, overlap=13, steps=10):
     seq, tiny = folder / "long", ROOT / "checkpoints" / "tiny"
     shutil.rmtree(seq, ignore_errors=True)
     quiet = {"stdout": subprocess.DEVNULL}
-    run("toolbox/make_synthetic_sequence.py", "--output_dir", seq, "--frames", frames, "--height", 128, "--width", 192,
+    run("toolbox/synthetic/make_synthetic_sequence.py", "--output_dir", seq, "--frames", frames, "--height", 128, "--width", 192,
         "--focal", 200, **quiet)  # fmt: skip
     run("data_gen.py", "--data_path", seq, "--mode", "eval", "--intrinsics_file", sequence.INTRINSICS, "--device",
         device, **quiet)  # fmt: skip

@@ -10,8 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import convert_depth
-
+from toolbox.geometry import convert_depth
 from utils import cli
 
 

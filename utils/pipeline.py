@@ -13,10 +13,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from utils import fast_vae, video
-from utils.attention import Attention
+from utils import cogvideox, video
 from utils.cli import InputError
-from utils.scheduler import Scheduler
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
@@ -188,13 +186,6 @@ def transformer_config(model_path, folder):
     return config
 
 
-def count_tokens(config):
-    """(text, image) tokens of a clip, by a transformer's configuration."""
-    frames = (config["sample_frames"] - 1) // config["temporal_compression_ratio"] + 1
-    image = frames * config["sample_height"] * config["sample_width"] // config["patch_size"] ** 2
-    return config["max_text_seq_length"], image
-
-
 def load_transformer(folder, dtype):
     """The transformer of a weights folder; of a LoRA folder, the weights it belongs to with the LoRA merged."""
     if not (folder / ADAPTER).is_file():
@@ -209,7 +200,7 @@ def load_transformer(folder, dtype):
 def load_vae(model_path, dtype):
     """The base's VAE."""
     check_base(Path(model_path))
-    return fast_vae.fit_tiles(fast_vae.speed_up(load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype)))
+    return cogvideox.fit_tiles(cogvideox.speed_up(load_model(AutoencoderKLCogVideoX, Path(model_path) / "vae", dtype)))
 
 
 @torch.no_grad()
@@ -223,13 +214,13 @@ def reconstruct(vae, rgb):
 def load_pipeline(model_path, weights, dtype, device="cpu"):
     """The pipeline of the base's VAE and scheduler and the transformer of `weights`; no text encoder is loaded."""
     vae = load_vae(model_path, dtype)
-    scheduler = Scheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
+    scheduler = cogvideox.Scheduler.from_pretrained(Path(model_path) / "scheduler", timestep_spacing="trailing")
     if scheduler.config.prediction_type != "v_prediction":
         raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; expected CogVideoX's, "
                          "for v_prediction")
     transformer_config(Path(model_path), Path(weights))  # checks that they go together
     transformer = load_transformer(Path(weights), dtype)
-    transformer.set_attn_processor(Attention())
+    transformer.set_attn_processor(cogvideox.Attention())
     return CogNVSPipeline(None, None, vae, transformer, scheduler).to(device)
 
 

@@ -17,11 +17,11 @@ import sentencepiece
 import torch
 from diffusers import CogVideoXDPMScheduler
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import cli
 from utils.pipeline import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
-TRANSFORMER = json.loads((Path(__file__).parent / "config.json").read_text())
+TRANSFORMER = json.loads((Path(__file__).resolve().parents[1] / "config.json").read_text())
 VAE = {
     "down_block_types": ["CogVideoXDownBlock3D"] * 4, "up_block_types": ["CogVideoXUpBlock3D"] * 4,
     "block_out_channels": [128, 256, 256, 512], "latent_channels": 16, "layers_per_block": 3, "norm_num_groups": 32,

@@ -11,9 +11,9 @@ from random import Random
 import torch
 from torch import Tensor
 
-from utils import textures
-from utils.scenes import SWAY, Body, Scene, apart, stage
-from utils.textures import Texture, edge, fbm, smooth
+from toolbox.synthetic import textures
+from toolbox.synthetic.scenes import SWAY, Body, Scene, apart, stage
+from toolbox.synthetic.textures import Texture, edge, fbm, smooth
 
 FAR, HIGH, SUN_AWAY = 40.0, 30.0, 1000.0  # radius and height of the sky, distance of the light [m]
 SUN, BELOW, ABOVE = (1.0, 0.9, 0.72), (0.2, 0.19, 0.15), (0.34, 0.42, 0.55)  # linear RGB
@@ -44,7 +44,7 @@ class Yard(Scene):
         return colour
 
 
-def make_shifted_scene(seed: int) -> Yard:
+def make_yard(seed: int) -> Yard:
     """A yard with something in the middle, two to five things around it, one of them moving, and a hand-held camera."""
     rng = Random(f"yard {seed}")
     distance, yaw = rng.uniform(3.0, 3.3), rng.choice((-1, 1)) * math.radians(rng.uniform(10, 24))

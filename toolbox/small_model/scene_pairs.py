@@ -10,12 +10,13 @@ import functools
 import itertools
 import random
 
-import dataset
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from utils import clips, pipeline, trajectory, video
+from finetune import dataset
+from toolbox.synthetic import clips
+from utils import pipeline, trajectory, video
 
 KEPT_BYTES = 24 * 2**30  # of latents, on the device that trains
 SCENES = 700  # before the first step: three and a half minutes on an H100 and 16 CPU cores

@@ -2,15 +2,15 @@
 # The recipe of checkpoints/tiny: makes the same kind of model from nothing, on one GPU, into the folder $1.
 # Scenes are ray-traced while training goes on, so two runs see about the same scenes but never in the same order.
 set -euo pipefail
-[ $# = 1 ] || { echo "error: expected a folder to write to: bash toolbox/train_tiny.sh FOLDER" >&2; exit 2; }
+[ $# = 1 ] || { echo "error: expected a folder to write to: bash toolbox/small_model/train_small_model.sh FOLDER" >&2; exit 2; }
 folder=$(realpath -m "$1")
 cd "$(dirname "$0")/.."
 
-python toolbox/make_tiny_checkpoint.py --size small --output_dir "$folder/start"
+python toolbox/small_model/make_tiny_checkpoint.py --size small --output_dir "$folder/start"
 
 # The VAE: scenes from seeds 1,000 and 101,000 on, then from 300,000 and 400,000 on while the learning rate falls.
-python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae1" --minutes 15 --first_seed 1000
-python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae2" --minutes 15 \
+python toolbox/small_model/train_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae1" --minutes 15 --first_seed 1000
+python toolbox/small_model/train_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae2" --minutes 15 \
     --first_seed 300000 --last --resume "$folder/vae1/state.safetensors"
 cp "$folder"/vae2/{config.json,diffusion_pytorch_model.safetensors} "$folder/start/base/vae/"
 
@@ -22,7 +22,7 @@ sh finetune/finetune_cognvs.sh --memory single --model_path "$folder/start/base"
     --ema_decay 0.998 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 200 --gradient_checkpointing False
 
 # The VAE's decoder alone, on other scenes: the latents stay, and with them the scaling factor in config.json.
-python toolbox/train_tiny_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae3" --minutes 10 \
+python toolbox/small_model/train_vae.py --vae_config "$folder/start/base/vae" --output_dir "$folder/vae3" --minutes 10 \
     --first_seed 9000000 --last --learning_rate 5e-4 --freeze_encoder \
     --resume "$folder/start/base/vae/diffusion_pytorch_model.safetensors"
 cp "$folder/vae3/diffusion_pytorch_model.safetensors" "$folder/start/base/vae/"

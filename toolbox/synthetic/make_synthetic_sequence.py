@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import cli, clips, scenes, sequence, trajectory, video
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from toolbox.synthetic import clips, scenes
+from utils import cli, sequence, trajectory, video
 from utils.cli import InputError
 
 
@@ -35,7 +36,7 @@ def parse_args():
     parser.add_argument("--depth_scale", type=float, default=0.5, help="size of the depth map, a share of the video's")
     parser.add_argument("--fps", type=float, default=20)
     parser.add_argument("--crf", type=int, default=14)
-    parser.add_argument("--trajs", type=Path, default=Path(__file__).resolve().parents[1] / "trajs",
+    parser.add_argument("--trajs", type=Path, default=Path(__file__).resolve().parents[2] / "trajs",
                         help="folder of camera paths for the novel views")
     parser.add_argument("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     return parser.parse_args()

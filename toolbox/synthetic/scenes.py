@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils import textures
-from utils.textures import Texture, edge, fbm, noise, pulse, smooth
+from toolbox.synthetic import textures
+from toolbox.synthetic.textures import Texture, edge, fbm, noise, pulse, smooth
 
 PALETTES = (  # sRGB
     "d8735a 3d405b 81b29a f2cc8f f4f1de",

@@ -21,17 +21,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "finetune"))
-import dataset
-import shifted_scenes
-from checkpoint import LORA_LAYERS
-from loss import denoising_loss
-from train import learning_rate
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from finetune import dataset
+from finetune.loss import denoising_loss
+from finetune.train import learning_rate
+from toolbox.synthetic import clips, yards
+from utils import cli, cogvideox, devices, fusion, metrics, pipeline, trajectory, video
 
-from utils import cli, clips, fusion, metrics, pipeline, placement, trajectory, video
-
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 FIRST_SEED = {"choose": 100, "report": 500}  # scenes to choose settings on, and scenes for the numbers that are told
 COLUMNS = ("holes", "known", "full", "composite", "ssim", "sharpness")
 
@@ -96,7 +93,7 @@ def open_scene(world, seed, shape, device):
     if world == "rooms":
         clip = clips.random_clip(seed, shape, device)
     else:
-        clip = clips.make_clip(shifted_scenes.make_shifted_scene(seed), shape, shape[2], device)
+        clip = clips.make_clip(yards.make_yard(seed), shape, shape[2], device)
     cameras = clips.path_cameras(clip, trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt"))
     return clip, cameras, *clips.render(clip, cameras, "eval"), clips.truth(clip, cameras)
 
@@ -197,7 +194,7 @@ def finetune(pipe, embedding, clip, cameras, settings, seed):
 
         model.requires_grad_(False)
         torch.manual_seed(seed)  # the adapter's first weights are drawn by the global generator
-        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=LORA_LAYERS))
+        model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=cogvideox.LORA_LAYERS))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], settings.learning_rate,
                                   (0.9, 0.95), weight_decay=1e-4)  # fmt: skip
     rotary = pipe.rotary_embedding(device)
@@ -338,7 +335,7 @@ def main():
     dtype = pipeline.pick_dtype("auto", device)
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
     pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
-    placement.place(pipe, device, "gpu")
+    devices.place(pipe, device, "gpu")
     pipe.set_progress_bar_config(disable=True)
     embedding, _ = pipeline.empty_prompt(args.model_path, pipe.transformer.config.max_text_seq_length, dtype)
     embedding = embedding.to(device)

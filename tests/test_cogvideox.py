@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 
 from utils import pipeline
-from utils.attention import Attention
+from utils.cogvideox import Attention
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import scenes, trajectory, video, warp
+from toolbox.synthetic import scenes
+from utils import trajectory, video, warp
 
 LENS_BLUR = 0.7  # pixels, sigma of the picture of a point
 COARSE, SOFTNESS = (2, 3.5), 1.5  # patterns of random_clip: what is finer, 2.65 M parameters of VAE cannot hold

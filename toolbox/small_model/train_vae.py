@@ -23,11 +23,12 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from utils import cli, clips, fast_vae, metrics, pipeline, trajectory
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from toolbox.synthetic import clips
+from utils import cli, cogvideox, metrics, pipeline, trajectory
 from utils.pipeline import AutoencoderKLCogVideoX
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 VALIDATION_SEEDS = range(100, 106)  # of the set on which settings are chosen; training starts at 1,000
 EMA = 0.995
 HOLE_WEIGHT = 0.1
@@ -114,7 +115,7 @@ def make_vae(args, state=None):
         vae.load_state_dict(state)
     if args.freeze_encoder:
         vae.encoder.requires_grad_(False)
-    return fast_vae.speed_up(vae)
+    return cogvideox.speed_up(vae)
 
 
 def learning_rate(args, share):

@@ -26,7 +26,7 @@ import cv2
 import imageio_ffmpeg
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import cli, sequence, video
 from utils.cli import InputError
 

@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from shifted_scenes import FAR, make_shifted_scene
 
-from utils import scenes, textures
+from toolbox.synthetic import scenes, textures
+from toolbox.synthetic.yards import FAR
+from toolbox.synthetic.yards import make_yard as make_shifted_scene
 
 HEIGHT, WIDTH = 20, 30
 K = torch.tensor([[32.0, 0, 14.5], [0, 32, 9.5], [0, 0, 1]], dtype=torch.float64)

@@ -1,0 +1,1 @@
+"""Test-time finetuning of the CogNVS transformer on one video: train.py, from settings to loop."""

@@ -1,6 +1,6 @@
-#!/usr/bin/env bash
+#!/bin/sh
 # Sets up .venv and runs the linter and all tests. Arguments go to pytest.
-set -euo pipefail
+set -eu
 cd "$(dirname "$0")/.."
 . toolbox/venv.sh
 use_venv cognvs_requirements.txt tests/requirements.txt

@@ -1,8 +1,10 @@
-"""Convert MegaSAM's {seq}_sgd_cvd_hr.npz into a sequence folder's cam_info/ (and gt_rgb.mp4, if there is none).
+"""Convert MegaSAM's {seq}_sgd_cvd_hr.npz into a sequence folder's cam_info/.
 
-    python toolbox/convert_megasam_outputs.py --megasam_npz_path bear_sgd_cvd_hr.npz --output_path demo_data/bear
+    python toolbox/convert_megasam_outputs.py --megasam_npz_path bear_sgd_cvd_hr.npz \\
+        --output_path demo_data/bear
 
-The published name of convert_depth.py --format megasam.
+Writes gt_rgb.mp4 too, if there is none. This is the published name of
+toolbox/geometry/convert_depth.py --format megasam.
 """
 
 import argparse

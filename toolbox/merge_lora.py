@@ -17,16 +17,20 @@ from utils.cli import InputError
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("--lora_path", type=Path, required=True, help="my_checkpoint-N_lora, or the run it is in")
-    parser.add_argument("--output_dir", type=Path, required=True, help="weights folder to write, bf16")
+    parser.add_argument("--lora_path", type=Path, required=True,
+                        help="my_checkpoint-N_lora, or the run it is in")
+    parser.add_argument("--output_dir", type=Path, required=True,
+                        help="weights folder to write, bf16")
     args = parser.parse_args()
     lora = pipeline.find_weights(args.lora_path)
     if not (lora / pipeline.ADAPTER).is_file():
-        raise InputError(f"{lora}: got whole weights; expected a LoRA folder with {pipeline.ADAPTER}")
+        raise InputError(f"{lora}: got whole weights; expected a LoRA folder with "
+                         f"{pipeline.ADAPTER}")
     if args.output_dir.exists():
         raise InputError(f"{args.output_dir} exists and is kept; choose another folder")
     transformer = pipeline.load_transformer(lora, torch.bfloat16)
-    pipeline.save_whole(lambda part: transformer.save_pretrained(part, max_shard_size="5GB"), args.output_dir)
+    pipeline.save_whole(lambda folder: transformer.save_pretrained(folder, max_shard_size="5GB"),
+                        args.output_dir)
     print(f"wrote {args.output_dir}")
 
 

@@ -1,11 +1,14 @@
 #!/bin/sh
-# Turns the training checkpoints */checkpoint-N into */my_checkpoint-N_transformer/, weights that demo.py loads. Runs of
-# this trainer have them already; this is for checkpoints of the published one.
-#     cp toolbox/process_ckpts.sh toolbox/config.json toolbox/diffusion_pytorch_model.safetensors.index.json checkpoints/
+# Turns training checkpoints */checkpoint-200 into */my_checkpoint-200_transformer/, weights that
+# demo.py loads. Runs of this trainer have them already; it is for those of the published trainer.
+#     cp toolbox/process_ckpts.sh toolbox/config.json \
+#         toolbox/diffusion_pytorch_model.safetensors.index.json checkpoints/
 #     cd checkpoints && sh process_ckpts.sh
-# Works on all runs in the folder it is run in, or on those named as arguments. What is there already is left alone.
-# The training state stays unless DELETE_TRAINING_STATE=yes is given. The weights come in the trainer's bf16 (11.1
-# GB for the real model), read shard by shard: it takes the memory of one.
+# It works on all runs in the folder that it is started in, or on those named as arguments. Weights
+# that are there already are left alone. Another step than 200: edit CHECKPOINT_DIR below, or
+#     CHECKPOINT_DIR=checkpoint-100 sh process_ckpts.sh
+# The training state stays, unless DELETE_TRAINING_STATE=yes is given. The weights come in the
+# trainer's bf16, 11.1 GB for the real model. They are read and written one shard at a time.
 set -eu
 
 CHECKPOINT_DIR="${CHECKPOINT_DIR:-checkpoint-200}"
@@ -14,8 +17,9 @@ SHARD_SIZE="${SHARD_SIZE:-5GB}"
 python=$(command -v python || command -v python3)
 
 convert() {  # convert <run>/checkpoint-N <target folder>
-    rm -rf "$2.part" && mkdir "$2.part"
-    # ZeRO-2 keeps the weights that are computed with, which demo.py rounds the float32 ones to, whole beside them
+    rm -rf "$2.part"
+    mkdir "$2.part"
+    # ZeRO-2 keeps the bf16 weights whole. demo.py would round the float32 ones to the same.
     "$python" - "$1/$(cat "$1/latest")/mp_rank_00_model_states.pt" "$2.part" "$SHARD_SIZE" <<'END'
 import json
 import sys
@@ -26,17 +30,18 @@ from safetensors.torch import save_file
 
 path, folder, size = sys.argv[1:]
 state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["module"]
-sizes = {name: tensor.to("meta") for name, tensor in state.items()}
-name = "diffusion_pytorch_model{suffix}.safetensors"
-plan = split_torch_state_dict_into_shards(sizes, filename_pattern=name, max_shard_size=size)
+meta = {name: tensor.to("meta") for name, tensor in state.items()}
+pattern = "diffusion_pytorch_model{suffix}.safetensors"
+plan = split_torch_state_dict_into_shards(meta, filename_pattern=pattern, max_shard_size=size)
 for file, names in plan.filename_to_tensors.items():
-    save_file({name: state[name].clone() for name in names}, f"{folder}/{file}", {"format": "pt"})
+    shard = {name: state[name].clone() for name in names}
+    save_file(shard, f"{folder}/{file}", {"format": "pt"})
 if plan.is_sharded:
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
     with open(f"{folder}/diffusion_pytorch_model.safetensors.index.json", "w") as file:
         json.dump(index, file, indent=2)
 END
-    if [ -f "$1/config.json" ]; then  # the run's own model; a checkpoint of the published trainer has none
+    if [ -f "$1/config.json" ]; then  # of this trainer; the published one writes none
         cp "$1/config.json" "$2.part/"
     else
         cp config.json "$2.part/"
@@ -45,6 +50,9 @@ END
     echo "wrote $2"
 }
 
+case "${1-}" in
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+esac
 [ $# -gt 0 ] || set -- *
 found=no
 for run in "$@"; do
@@ -60,7 +68,8 @@ for run in "$@"; do
     elif [ -f "$checkpoint/config.json" ] || [ -f config.json ]; then
         convert "$checkpoint" "$target"
     else
-        echo "error: neither $checkpoint/config.json nor config.json is there; copy toolbox/config.json here" >&2
+        echo "error: neither $checkpoint/config.json nor config.json is there;" \
+            "copy toolbox/config.json here" >&2
         exit 2
     fi
     if [ "$DELETE_TRAINING_STATE" = yes ]; then
@@ -69,6 +78,7 @@ for run in "$@"; do
     fi
 done
 if [ "$found" = no ]; then
-    echo "error: no */$CHECKPOINT_DIR of a training run in $(pwd); set CHECKPOINT_DIR to the step that is there" >&2
+    echo "error: no */$CHECKPOINT_DIR of a training run in $(pwd);" \
+        "set CHECKPOINT_DIR to the step that is there" >&2
     exit 2
 fi

@@ -1,16 +1,25 @@
-#!/usr/bin/env bash
-# Sets up .venv and runs everything once, on the shipped sequence and the shipped small model, on the CPU or a GPU.
-set -euo pipefail
+#!/bin/sh
+# Sets up .venv and runs everything once, on the shipped sequence and the shipped small model:
+#     bash toolbox/quickstart.sh
+# It takes about 4 minutes on 2 CPU cores, or less on a GPU.
+set -eu
+case "${1-}" in
+    -h | --help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    ?*) echo "error: got $1; quickstart.sh takes no arguments" >&2; exit 2 ;;
+esac
 cd "$(dirname "$0")/.."
 . toolbox/venv.sh
 use_venv cognvs_requirements.txt
 
-bash toolbox/run_all.sh --data_path demo_data/room --model_path checkpoints/tiny/base \
-    --transformer_id checkpoints/tiny/cognvs_ckpt_inpaint --output_dir checkpoints/tiny_finetuned_room \
+sh toolbox/run_all.sh --data_path demo_data/room --model_path checkpoints/tiny/base \
+    --transformer_id checkpoints/tiny/cognvs_ckpt_inpaint \
+    --output_dir checkpoints/tiny_finetuned_room \
     --train_epochs 40 --learning_rate 5e-5 --lr_scheduler linear --num_inference_steps 10
 cat <<'END'
 The renders with their holes are demo_data/room/eval_render*.mp4, the finished views are in
 demo_data/room/outputs/tiny_finetuned_room/. Look first, there, at
     eval_render1_side_by_side.mp4    source | render | output | truth
-The small model fills holes as the real one does, but softly, and knows a small world (checkpoints/tiny/README.md).
+The small model fills holes as the real one does, but softly, and knows a small world
+(checkpoints/tiny/README.md). To start any program yourself, first activate its environment:
+    . .venv/bin/activate
 END

@@ -1,5 +1,5 @@
-# Sourced by quickstart.sh and tests/run.sh: use_venv FILE... makes .venv with these requirement files and activates it.
-# One that is there and complete is used as it is.
+# Sourced by quickstart.sh and tests/run.sh.
+# use_venv FILE... installs these requirement files into .venv, if it has not them, and activates it.
 use_venv() {
     stamp=".venv/.installed-$(cat "$@" | cksum | tr ' ' -)"
     if [ ! -f "$stamp" ]; then
@@ -8,9 +8,10 @@ use_venv() {
             exit 2
         }
         .venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv --clear .venv
-        requirements=()
-        for file in "$@"; do requirements+=(-r "$file"); done
-        .venv/bin/python -m pip install --disable-pip-version-check "${requirements[@]}"
+        requirements=""
+        for file in "$@"; do requirements="$requirements -r $file"; done
+        # shellcheck disable=SC2086  # one word for each
+        .venv/bin/python -m pip install --disable-pip-version-check $requirements
         touch "$stamp"
     fi
     . .venv/bin/activate

@@ -1,9 +1,13 @@
-import subprocess
+import os
+import resource
+import signal
+import struct
 import threading
+import time
 from fractions import Fraction
 
+import av
 import cv2
-import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -13,7 +17,8 @@ from utils.cli import InputError
 
 def clip(frames=5, height=48, width=64):
     """Smooth moving colours, uint8."""
-    t, y, x = np.mgrid[:frames, :height, :width] / np.array([frames, height, width]).reshape(3, 1, 1, 1)
+    size = np.array([frames, height, width]).reshape(3, 1, 1, 1)
+    t, y, x = np.mgrid[:frames, :height, :width] / size
     return (np.stack([x, y, (x + y + t) / 3], -1) * 255).astype(np.uint8)
 
 
@@ -21,9 +26,36 @@ def info(frames, fps=24, matrix="bt709"):
     return video.VideoInfo(len(frames), *frames.shape[1:3], Fraction(fps), matrix)
 
 
-def pixel_format(path):
-    header = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path)], capture_output=True, text=True).stderr
-    return header.split("Video: ")[1]
+def header(path):
+    """Pixel format, profile and the numbers of matrix, primaries, transfer and range of a file."""
+    with av.open(str(path)) as container:
+        codec = container.streams.video[0].codec_context
+        colour = codec.colorspace, codec.color_primaries, codec.color_trc, codec.color_range
+        return codec.pix_fmt, codec.profile, *colour
+
+
+def encode(path, frames, **settings):
+    """Write a file as another program would, with settings of PyAV's encoder; returns it."""
+    with av.open(str(path), "w") as container:
+        container.metadata.update(settings.pop("metadata", {}))
+        stream = container.add_stream(settings.pop("codec", "libx264"), 25)
+        stream.height, stream.width = frames.shape[1:3]
+        for name, value in settings.items():
+            setattr(stream.codec_context, name, value)
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
+            container.mux(stream.encode(frame.reformat(format=stream.codec_context.pix_fmt)))
+        container.mux(stream.encode())
+    return path
+
+
+def opencv(path):
+    """All frames as the published code reads them."""
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (got := capture.read())[0]:
+        frames.append(got[1][..., ::-1])
+    return np.stack(frames)
 
 
 @pytest.mark.parametrize("matrix", ["bt601", "bt709"])
@@ -31,27 +63,66 @@ def test_crf_0_is_444_and_within_2_of_255(tmp_path, matrix):
     frames = np.random.default_rng(0).integers(0, 256, (3, 48, 64, 3), np.uint8)
     video.write_video(tmp_path / "a.mp4", frames, info(frames, matrix=matrix), crf=0)
     assert np.abs(video.read_video(tmp_path / "a.mp4").astype(int) - frames).max() <= 2
-    assert "yuv444p" in pixel_format(tmp_path / "a.mp4")
+    assert header(tmp_path / "a.mp4")[0] == "yuv444p"
 
 
-@pytest.mark.parametrize("matrix, tag", [("bt601", "smpte170m"), ("bt709", "bt709")])
+@pytest.mark.parametrize("matrix, tag", [("bt601", 6), ("bt709", 1), ("bt2020", 1)])
 def test_colours_are_tagged_and_come_back(tmp_path, matrix, tag):
-    red = np.full((3, 720, 1280, 3), (198, 30, 40), np.uint8)
+    red = np.full((3, 72, 128, 3), (198, 30, 40), np.uint8)
     video.write_video(tmp_path / "a.mp4", red, info(red, matrix=matrix))
-    header = pixel_format(tmp_path / "a.mp4")
-    assert "High" in header and "yuv420p" in header and tag in header
-    assert video.probe(tmp_path / "a.mp4").matrix == matrix
+    assert header(tmp_path / "a.mp4") == ("yuv420p", "High", tag, tag, tag, video.LIMITED_RANGE)
+    assert video.probe(tmp_path / "a.mp4").matrix == ("bt601" if matrix == "bt601" else "bt709")
     assert np.abs(video.read_video(tmp_path / "a.mp4").astype(int) - red).max() <= 3
 
 
-def test_pixels_are_those_that_opencv_reads(tmp_path):
+@pytest.mark.parametrize("settings, matrix", [
+    ({}, "bt601"),
+    ({"colorspace": 1}, "bt709"),
+    ({"colorspace": 6}, "bt601"),
+    ({"colorspace": 9}, "bt2020"),
+    ({"color_primaries": 1, "color_trc": 1}, "bt601"),  # an unknown matrix beside known primaries
+    ({"metadata": {"title": "Video: bt2020nc"}}, "bt601"),
+    ({"colorspace": 1, "color_range": 2}, "bt709"),
+    ({"colorspace": 7}, "bt601"),  # SMPTE 240M, which has no name here, is decoded as what it is
+    ({"pix_fmt": "yuv444p", "colorspace": 1}, "bt709"),
+    ({"pix_fmt": "yuvj420p"}, "bt601"),
+])
+def test_pixels_are_those_that_opencv_reads(tmp_path, settings, matrix):
+    path = encode(tmp_path / "a.mp4", clip(), **settings)
+    assert video.probe(path).matrix == matrix
+    assert np.array_equal(video.read_video(path), opencv(path))
+
+
+def turned(path, *matrix):
+    """Give a file the display matrix (a, b, c, d): x' = a x + c y, y' = b x + d y."""
+    a, b, c, d = (number << 16 for number in matrix)
+    data = bytearray(path.read_bytes())
+    identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    at = data.rindex(identity)  # of the track; the one before is the movie's
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("matrix, upright", [
+    ((0, 1, -1, 0), lambda f: np.rot90(f, -1, (1, 2))),
+    ((0, -1, 1, 0), lambda f: np.rot90(f, 1, (1, 2))),
+    ((-1, 0, 0, -1), lambda f: f[:, ::-1, ::-1]),
+    ((-1, 0, 0, 1), lambda f: f[:, :, ::-1]),
+    ((0, 1, 1, 0), lambda f: f.swapaxes(1, 2)),
+])
+def test_frames_are_turned_as_the_tag_asks(tmp_path, matrix, upright):
     frames = clip()
-    video.write_video(tmp_path / "a.mp4", frames, info(frames, matrix="bt601"))
-    capture = cv2.VideoCapture(str(tmp_path / "a.mp4"))
-    assert np.array_equal(video.read_video(tmp_path / "a.mp4")[0], capture.read()[1][..., ::-1])
+    video.write_video(tmp_path / "a.mp4", frames, info(frames))
+    expected = upright(video.read_video(tmp_path / "a.mp4"))
+    turned(tmp_path / "a.mp4", *matrix)
+    assert np.array_equal(video.read_video(tmp_path / "a.mp4"), expected)
+    found = video.probe(tmp_path / "a.mp4")
+    assert (found.height, found.width) == expected.shape[1:3]
 
 
-@pytest.mark.parametrize("fps", [Fraction(30000, 1001), Fraction(24000, 1001), Fraction(20), Fraction(25, 2)])
+@pytest.mark.parametrize("fps", [
+    Fraction(30000, 1001), Fraction(24000, 1001), Fraction(20), Fraction(25, 2), Fraction(1, 3),
+])
 def test_size_length_and_rate_come_back_exactly(tmp_path, fps):
     frames = clip(7, 46, 62)
     video.write_video(tmp_path / "a.mp4", frames, info(frames, fps))
@@ -70,7 +141,7 @@ def test_a_mask_comes_back_exactly(tmp_path, height, width):
         writer.write(mask[:5])
         writer.write(mask[5:])
     assert np.array_equal(video.read_mask(tmp_path / "m.mp4"), mask)
-    assert ("yuv420p" in pixel_format(tmp_path / "m.mp4")) == (width % 2 == 0)
+    assert header(tmp_path / "m.mp4")[0] == ("yuv444p" if width % 2 else "yuv420p")
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
@@ -81,11 +152,86 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_stays_beside_its_name_until_the_writer_is_left(tmp_path):
+    frames = clip()
+    (tmp_path / "a.mp4").write_bytes(b"old")
+    with video.VideoWriter(tmp_path / "a.mp4", info(frames)) as writer:
+        writer.write(frames)
+        writer.finish()
+        assert (tmp_path / "a.mp4").read_bytes() == b"old"
+        assert video.probe(tmp_path / "a.mp4.part") == info(frames)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+    assert video.probe(tmp_path / "a.mp4") == info(frames)
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, capfd):
+    """A file may grow to 1 KB here, as on a full disk."""
+    frames = np.random.default_rng(0).integers(0, 256, (60, 96, 128, 3), np.uint8)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, limits[1]))
+    try:
+        with pytest.raises(OSError, match="a.mp4: could not be written: ") as error:
+            video.write_video(tmp_path / "a.mp4", frames, info(frames))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_says_what_it_was_made_of(tmp_path):
+    frames = clip()
+    tags = {"render": "ab12", "mask": None, "settings": {"steps": 50, "fit": "gefüllt"}}
+    video.write_video(tmp_path / "a.mp4", frames, info(frames), tags=tags)
+    video.write_video(tmp_path / "b.mp4", frames, info(frames))
+    encode(tmp_path / "c.mp4", frames, metadata={"comment": "holidays"})
+    encode(tmp_path / "d.mp4", frames, metadata={"comment": "5"})
+    (tmp_path / "e.mp4").write_bytes(b"no video")
+    assert video.made_of(tmp_path / "a.mp4") == tags
+    for name in "bcdef":
+        assert video.made_of(tmp_path / f"{name}.mp4") is None
+    pixels = [video.read_video(tmp_path / f"{name}.mp4") for name in "ab"]
+    assert np.array_equal(*pixels)
+
+
+def test_a_name_is_a_local_file_whatever_it_looks_like(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = clip()
+    for name in ("-i.mp4", "http:a.mp4", "100%d é [1].mp4"):
+        video.write_video(name, frames, info(frames))
+        assert video.probe(name) == info(frames)
+    assert len(os.listdir()) == 3
+
+
+def test_16_bit_grey_comes_back_exactly(tmp_path):
+    depth = np.random.default_rng(0).integers(0, 1 << 16, (4, 20, 30), np.uint16)
+    with av.open(str(tmp_path / "d.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", 10, width=30, height=20)
+        stream.pix_fmt = "gray16le"
+        for pixels in depth:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "gray16le")))
+        container.mux(stream.encode())
+    assert np.array_equal(video.read_grey16(tmp_path / "d.mkv"), depth)
+    encode(tmp_path / "a.mp4", clip())
+    with pytest.raises(InputError, match="a.mp4: its pixels are yuv420p; expected 16-bit grey"):
+        video.read_grey16(tmp_path / "a.mp4")
+
+
 def test_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    for name in ("a.mp4", "b.mp4"):
+    (tmp_path / "c.mp4").write_bytes(b"")
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
         with pytest.raises(InputError, match=name):
             video.probe(tmp_path / name)
+
+
+def test_frames_are_found_by_number(tmp_path):
+    frames = clip(7)
+    video.write_video(tmp_path / "a.mp4", frames, info(frames))
+    whole = video.read_video(tmp_path / "a.mp4")
+    indices = np.array([5, 0, 5, 2])
+    assert np.array_equal(video.read_frames(tmp_path / "a.mp4", indices), whole[indices])
 
 
 def test_length_is_cut_or_filled_with_the_last_frame():
@@ -126,3 +272,31 @@ def test_an_item_is_made_while_the_one_before_is_used():
     assert [next(taken), next(taken)] == [1, 2]
     with pytest.raises(InputError, match="no more"):
         next(taken)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_results_come_in_order_and_no_more_than_the_threads_are_made(threads):
+    taken = []
+
+    def items():
+        for number in range(12):
+            taken.append(number)
+            yield number
+
+    def slow_then_fast(number):
+        time.sleep(0.02 * (number % 3 == 0))
+        return number**2
+
+    results = video.ahead(items(), slow_then_fast, threads)
+    assert next(results) == 0
+    time.sleep(0.2)
+    assert len(taken) == threads + 1
+    assert list(results) == [number**2 for number in range(1, 12)]
+
+
+def test_what_goes_wrong_in_a_thread_is_raised():
+    def fail(number):
+        raise InputError(f"item {number}")
+
+    with pytest.raises(InputError, match="item 0"):
+        list(video.ahead(range(3), fail, 2))

@@ -1,13 +1,14 @@
-"""What every script needs around its main(): one clear line for a user's mistake, and the compute device."""
+"""What every script needs: one clear line for a user's mistake, and the compute device."""
 
 import argparse
+import hashlib
 import sys
 
 import torch
 
 
 class InputError(ValueError):
-    """The user's mistake: the message says what was got, what is expected and what to do, in one line."""
+    """A user's mistake; the message says in one line what was got, what is expected, what to do."""
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -15,7 +16,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def run(main):
-    """Call main(); an InputError or a file that cannot be used becomes one line on stderr and exit code 2."""
+    """Call main(); an InputError or OSError becomes one line on stderr and exit code 2."""
     try:
         main()
     except (InputError, OSError) as error:
@@ -23,17 +24,27 @@ def run(main):
         sys.exit(2)
 
 
+def file_hash(path):
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def pick_device(name=None):
-    """The torch.device called `name`; without a name, the first GPU, or the CPU where there is none."""
+    """The torch.device called `name`; without a name the first GPU, or the CPU if there is none."""
+    name = name or ("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"--device {name}: not a device; use cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA GPUs (counted from "
-                         "cuda:0); use one that is there or --device cpu")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name}: use cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(
+            f"--device {name}: this machine has {count} CUDA GPUs (counted from cuda:0); use one "
+            "that is there or --device cpu"
+        )
     return device
 
 

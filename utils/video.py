@@ -1,30 +1,39 @@
-"""Video files in and out: the one place that knows codecs, frame rates, colour tags and value ranges.
+"""Video files in and out: the one place that knows codecs, frame rates, colour and value ranges.
 
-Frames in memory are RGB uint8 [F, H, W, 3], masks bool [F, H, W]. Files pass through the ffmpeg of imageio-ffmpeg.
+Frames in memory are RGB uint8 [F, H, W, 3], upright; masks are bool [F, H, W]. PyAV reads and
+writes the files.
 """
 
+import contextlib
 import itertools
-import os
-import re
-import subprocess
-import tempfile
+import json
+import math
+import struct
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
-import imageio_ffmpeg
 import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
 
 from utils.cli import InputError
 
-MATRICES = {"bt709": "bt709", "smpte170m": "bt601", "bt470bg": "bt601", "bt2020nc": "bt2020", "bt2020c": "bt2020"}
+MATRICES = {1: "bt709", 9: "bt2020", 10: "bt2020"}  # by number in ITU-T H.273; all others: bt601
+TAGS = {"bt601": 6, "bt709": 1}  # the numbers that are written, for matrix, primaries and transfer
+LIMITED_RANGE = 1
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """Frame count, size in pixels, exact frame rate, and the YCbCr matrix of the file (bt601, bt709 or bt2020)."""
+    """Frame count, upright size in pixels, exact frame rate and YCbCr matrix of a file.
+
+    matrix: bt601, bt709 or bt2020.
+    """
 
     frames: int
     height: int
@@ -34,43 +43,98 @@ class VideoInfo:
 
 
 def probe(path):
-    """VideoInfo of a file. An untagged file counts as BT.601, as ffmpeg and OpenCV (the published code) read it.
+    """VideoInfo of a file; its first frame is decoded.
 
+    A file without a tag counts as BT.601, as FFmpeg and OpenCV (the published code) read it.
     Raises InputError if the file is missing, is no video or has no frames.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # what its ffmpeg has to say names no file
-    capture = cv2.VideoCapture(str(path))  # OpenCV gives the rate exactly; ffmpeg prints two decimals
-    count_height_width = (cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
-    size = [int(capture.get(prop)) for prop in count_height_width]
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    if min(size) < 1 or fps <= 0:
-        raise InputError(f"{path}: got no readable video; expected a video file with at least one frame (mp4, H.264)")
-    header = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-i", str(path)], capture_output=True)
-    stream = re.search(r"Video: (.*)", header.stderr.decode(errors="replace"))
-    tags = re.findall("|".join(MATRICES), stream.group(1) if stream else "")
-    return VideoInfo(*size, Fraction(fps).limit_denominator(1001), MATRICES[tags[0]] if tags else "bt601")
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        first = next(_decode(path, container, stream), None)
+        count = _promised_frames(container, stream)
+        if first is None or count < 1:
+            raise InputError(_no_video(path))
+        height, width = _upright(first, first.to_ndarray(format="gray")).shape
+        fps = Fraction(stream.average_rate).limit_denominator(1001)
+        matrix = MATRICES.get(stream.codec_context.colorspace, "bt601")
+    return VideoInfo(count, height, width, fps, matrix)
 
 
 def iter_frames(path):
-    """Yield the frames of a video in file order, each uint8 [H, W, 3] RGB."""
-    info = probe(path)
-    scale = f"scale=in_color_matrix={info.matrix}"  # ffmpeg's usual rounding: the same bytes as OpenCV, so as published
-    stream = imageio_ffmpeg.read_frames(path, output_params=["-fps_mode", "passthrough", "-vf", scale])
-    count = 0
-    try:
-        next(stream)  # the header
-        for frame in stream:
+    """Yield the frames of a video in the order shown, each uint8 [H, W, 3] RGB.
+
+    Raises InputError if a frame cannot be decoded, or if there are not as many as promised.
+    """
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        stream.thread_type = "AUTO"
+        reformatter = VideoReformatter()  # the same bytes as OpenCV's, so as published
+        size = {}  # of the first frame; should a later one have another, it is scaled
+        count = 0
+        for frame in _decode(path, container, stream):
             count += 1
-            yield np.frombuffer(frame, np.uint8).reshape(info.height, info.width, 3)
-    except (OSError, RuntimeError) as error:
-        said = str(error).split("\n")[0]  # and then all that ffmpeg said
-        raise InputError(f"{path}: could not be decoded ({said}); if it is cut off, encode it again") from error
-    if count != info.frames:
-        raise InputError(f"{path}: its header promises {info.frames} frames, {count} can be decoded (cut off, or cut "
-                         "without re-encoding?); encode it again")
+            size = size or {"width": frame.width, "height": frame.height}
+            rgb = reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC", **size)
+            yield _upright(frame, rgb.to_ndarray())
+        promised = _promised_frames(container, stream)
+    if count != promised:
+        raise InputError(
+            f"{path}: its header promises {promised} frames, {count} can be decoded (cut off, or "
+            "cut without re-encoding?); encode it again"
+        )
+
+
+def _open(path):
+    """The opened container of a file; only local files, whatever a playlist in it may name."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        return av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+    except av.FFmpegError as error:
+        raise InputError(f"{_no_video(path)}; {error.strerror}") from error
+
+
+def _no_video(path):
+    return f"{path}: got no readable video; expected a file with at least one frame (mp4, H.264)"
+
+
+def _video_stream(path, container):
+    stream = container.streams.best("video")
+    if stream is None or not stream.average_rate:
+        raise InputError(_no_video(path))
+    return stream
+
+
+def _decode(path, container, stream):
+    """Yield the frames of a stream as PyAV has them."""
+    try:
+        yield from container.decode(stream)
+    except av.FFmpegError as error:
+        raise InputError(
+            f"{path}: could not be decoded ({error.strerror}); if it is cut off, encode it again"
+        ) from error
+
+
+def _promised_frames(container, stream):
+    """The frame count in the header; where there is none, as many as fill the duration."""
+    if stream.frames:
+        return stream.frames
+    seconds = (container.duration or 0) / av.time_base
+    return math.floor(seconds * stream.average_rate + 0.5)
+
+
+def _upright(frame, pixels):
+    """Pixels [H, W, ...] turned and mirrored by quarter turns as the frame's tag asks for."""
+    tag = frame.side_data.get(Type.DISPLAYMATRIX)
+    if tag is None:
+        return pixels
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(tag))  # x' = a x + c y, y' = b x + d y
+    if a == 0 and d == 0:
+        pixels = pixels.swapaxes(0, 1)
+        a, d = c, b
+    pixels = pixels[:, ::-1] if a < 0 else pixels
+    pixels = pixels[::-1] if d < 0 else pixels
+    return np.ascontiguousarray(pixels)
 
 
 def iter_chunks(path, size):
@@ -87,11 +151,39 @@ def read_video(path, limit=None):
 
 def read_frames(path, indices):
     """The frames of a video at `indices`, in that order, uint8 [len(indices), H, W, 3] RGB."""
-    wanted = {int(index): None for index in indices}
-    for i, frame in enumerate(itertools.islice(iter_frames(path), max(wanted) + 1)):
-        if i in wanted:
-            wanted[i] = frame
-    return np.stack([wanted[int(index)] for index in indices])
+    wanted = {}
+    for number, frame in enumerate(itertools.islice(iter_frames(path), max(indices) + 1)):
+        if number in indices:
+            wanted[number] = frame
+    return np.stack([wanted[index] for index in indices])
+
+
+def read_mask(path):
+    """A mask video as bool [F, H, W]: thresholded at half."""
+    return read_video(path)[..., 0] > 127
+
+
+def read_grey16(path):
+    """A video of 16-bit grey, uint16 [N, h, w]. Raises InputError if its pixels are others."""
+    with _open(path) as container:
+        stream = _video_stream(path, container)
+        pixels = stream.codec_context.pix_fmt
+        if not pixels or not pixels.startswith("gray16"):
+            raise InputError(
+                f"{path}: its pixels are {pixels}; expected 16-bit grey, such as PNG or FFV1 in mkv"
+            )
+        frames = _decode(path, container, stream)
+        return np.stack([frame.to_ndarray(format="gray16le") for frame in frames])
+
+
+def made_of(path):
+    """The dict that VideoWriter was given as `tags`; None if there is none or no such video."""
+    try:
+        with _open(path) as container:
+            tags = json.loads(container.metadata.get("comment", "null"))
+    except ValueError:  # InputError and what is no JSON
+        return None
+    return tags if isinstance(tags, dict) else None
 
 
 def to_signed(frames):
@@ -100,74 +192,106 @@ def to_signed(frames):
 
 
 def to_bytes(x):
-    """The way back, rounded down as published: uint8 [F, H, W, 3] of a tensor [F, 3, H, W] in [-1, 1]."""
+    """The way back, rounded down as published: uint8 [F, H, W, 3] of [F, 3, H, W] in [-1, 1]."""
     return (x + 1).mul_(127.5).floor_().clamp_(0, 255).byte().permute(0, 2, 3, 1)
 
 
-def read_mask(path):
-    """A mask video as bool [F, H, W]: thresholded at half."""
-    return read_video(path)[..., 0] > 127
-
-
 class VideoWriter:
-    """Writes H.264 beside `path` and moves it into place when whole; leaving by an exception leaves no file.
+    """Writes H.264 beside `path` and moves it into place when whole.
 
     with VideoWriter(path, info, crf) as writer:
         writer.write(frames)  # uint8 [F, H, W, 3] RGB; or bool [F, H, W] with mask=True
 
-    crf 1 and up is 4:2:0, which browsers play; crf 0 is 4:4:4 without coding loss. Odd sizes are always 4:4:4.
+    crf 1 and up is 4:2:0, which browsers play; crf 0 is 4:4:4 without coding loss. Odd sizes are
+    always 4:4:4. tags: a dict, kept as JSON in the file, which made_of() reads. Leaving by an
+    exception leaves no file. Raises OSError if the file cannot be written.
     """
 
-    def __init__(self, path, info, crf=10, mask=False):
-        self.path, self.part = Path(path), Path(f"{path}.part")
+    def __init__(self, path, info, crf=10, mask=False, tags=None):
+        self.path = Path(path)
+        self.part = Path(f"{path}.part")
+        self.pixels = "gray" if mask else "rgb24"
+        self.matrix = "bt601" if info.matrix == "bt601" else "bt709"
+        self.reformatter = VideoReformatter()
+        self.count = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.log = tempfile.TemporaryFile()
+        with self._clear_errors():
+            self.container = av.open(
+                f"file:{self.part}", "w", format="mp4", options={"movflags": "faststart"}
+            )
+        if tags is not None:
+            self.container.metadata["comment"] = json.dumps(tags)
+        self.stream = self._add_stream(info, crf)
+
+    def _add_stream(self, info, crf):
+        fps = Fraction(info.fps)
+        options = {"crf": str(crf), "threads": "auto"}
+        stream = self.container.add_stream("libx264", fps, options, width=info.width,
+                                           height=info.height, time_base=1 / fps)
         even = info.height % 2 == 0 and info.width % 2 == 0
-        matrix, tag = ("bt601", "smpte170m") if info.matrix == "bt601" else ("bt709", "bt709")
-        command = [
-            imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-loglevel", "error",
-            "-f", "rawvideo", "-pix_fmt", "gray" if mask else "rgb24", "-s", f"{info.width}x{info.height}",
-            "-r", str(info.fps), "-i", "-", "-vf", f"scale=out_color_matrix={matrix}:out_range=tv",
-            "-c:v", "libx264", "-crf", str(crf), "-pix_fmt", "yuv420p" if even and crf > 0 else "yuv444p",
-            "-colorspace", tag, "-color_primaries", tag, "-color_trc", tag, "-color_range", "tv",
-            "-movflags", "+faststart", "-f", "mp4", str(self.part),
-        ]  # fmt: skip
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=self.log)
+        codec = stream.codec_context
+        codec.pix_fmt = "yuv420p" if even and crf > 0 else "yuv444p"
+        codec.thread_type = "AUTO"
+        codec.color_range = LIMITED_RANGE
+        codec.colorspace = codec.color_primaries = codec.color_trc = TAGS[self.matrix]
+        return stream
 
     def write(self, frames):
-        frames = frames.astype(np.uint8) * 255 if frames.dtype == bool else frames
+        if frames.dtype == bool:
+            frames = frames.astype(np.uint8) * 255
         assert frames.dtype == np.uint8, frames.dtype
-        try:
-            self.process.stdin.write(np.ascontiguousarray(frames).data)
-        except BrokenPipeError:
-            self._fail()
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), self.pixels)
+            frame.pts = self.count
+            frame.time_base = self.stream.codec_context.time_base
+            self.count += 1
+            with self._clear_errors():
+                self.container.mux(self.stream.encode(self._to_yuv(frame)))
 
-    def _fail(self):
-        self.process.wait()
-        self.log.seek(0)
-        raise OSError(f"{self.path}: could not be written: {self.log.read().decode(errors='replace').strip()}")
+    def _to_yuv(self, frame):
+        return self.reformatter.reformat(
+            frame,
+            format=self.stream.codec_context.pix_fmt,
+            dst_colorspace="ITU601" if self.matrix == "bt601" else "ITU709",
+            dst_color_range=LIMITED_RANGE,
+            interpolation="BICUBIC",
+        )
+
+    def finish(self):
+        """Make the file whole, still beside its name; leaving the writer moves it into place."""
+        assert self.count, "no frames were written"
+        with self._clear_errors():
+            self.container.mux(self.stream.encode())
+            self.container.close()
+        self.container = None
+
+    @contextlib.contextmanager
+    def _clear_errors(self):
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise OSError(f"{self.path}: could not be written: {error.strerror}") from error
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, trace):
         try:
-            if kind:
-                self.process.kill()
-            self.process.stdin.close()
-            if self.process.wait() and not kind:
-                self._fail()
-            if not kind:
+            if kind is None:
+                if self.container:
+                    self.finish()
                 self.part.replace(self.path)
         finally:
-            self.log.close()
+            if self.container:
+                with contextlib.suppress(av.FFmpegError):
+                    self.container.close()
             self.part.unlink(missing_ok=True)
 
 
-def write_video(path, frames, info, crf=10):
-    """Write uint8 [F, H, W, 3] RGB at info's rate and colour tag; the size is that of the frames."""
+def write_video(path, frames, info, crf=10, tags=None):
+    """Write uint8 [F, H, W, 3] RGB at info's rate and matrix; the size is that of the frames."""
     info = VideoInfo(len(frames), *frames.shape[1:3], info.fps, info.matrix)
-    with VideoWriter(path, info, crf) as writer:
+    with VideoWriter(path, info, crf, tags=tags) as writer:
         writer.write(frames)
 
 
@@ -183,11 +307,23 @@ def fit_length(frames, count):
     return frames[np.minimum(np.arange(count), len(frames) - 1)]
 
 
-def ahead(items):
-    """The items of an iterator, each made in a thread while the one before is used."""
+def ahead(items, function=None, threads=1):
+    """Yield function(item) of each item in order, computed while earlier results are used.
+
+    One thread takes the items from their iterator, `threads` more call `function`, and no more
+    than `threads` results wait. Without a function the items themselves are yielded.
+    """
+    items = iter(items)
     end = object()
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, end)
-        while (item := following.result()) is not end:
-            following = thread.submit(next, items, end)
-            yield item
+
+    def compute(taken):
+        item = taken.result()
+        return item if item is end or function is None else function(item)
+
+    with ThreadPoolExecutor(1) as taker, ThreadPoolExecutor(threads) as pool:
+        pending = deque()
+        for _ in range(threads):
+            pending.append(pool.submit(compute, taker.submit(next, items, end)))
+        while (result := pending.popleft().result()) is not end:
+            pending.append(pool.submit(compute, taker.submit(next, items, end)))
+            yield result

@@ -202,7 +202,7 @@ def run(command, env=None):
 
 
 def perform(stage, make, table):
-    """Call `make`, which returns GPU memory in MiB, unless the stage is done; add a line to table."""
+    """Call `make`, which returns GPU memory in MiB, unless the stage is done; fill in the table."""
     if is_done(stage):
         table.append(f"{stage.name:24} skipped: made before from the same inputs and settings")
         return
@@ -257,7 +257,7 @@ def base_hashes(args):
 def finetuning_settings(args):
     """Every setting of finetune_cognvs.sh that has to do with the weights, as text."""
     settings = {}
-    for name, value in re.findall(r'^(\w+)="?([^"#\s]*)', SCRIPT.read_text(), re.M):
+    for name, value in re.findall(r'^(\w+)="?([^"#\s$]*)"? *(?:#.*)?$', SCRIPT.read_text(), re.M):
         if name not in NOT_COMPARED:
             settings[name] = value
     for name in PASSED_ON:

@@ -2,8 +2,8 @@
 
     python toolbox/side_by_side.py --data_path demo_data/room
 
-For every outputs/eval_render{i}_out.mp4 writes outputs/eval_render{i}_side_by_side.mp4; the truth is
-novel_gt{i}.mp4, which synthetic sequences have.
+For every outputs/eval_render{i}_out.mp4 it writes outputs/eval_render{i}_side_by_side.mp4. The
+truth is novel_gt{i}.mp4, which synthetic sequences have. An output of another render is refused.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def compare(folder, outputs, number):
 
 
 def print_psnr(name, clip, truth, known):
-    """PSNR of uint8 [N, H, W, 3] against the truth, over the pixels where known, [N, H, W], holds."""
+    """PSNR of a clip, uint8 [N, H, W, 3], over all, known (bool [N, H, W]) and hole pixels."""
     psnr = metrics.masked_psnr(clip / 255, truth / 255, known)
     print(f"  {name}: " + ", ".join(f"{where} {value:.2f} dB" for where, value in psnr.items()))
 

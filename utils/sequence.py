@@ -1,6 +1,10 @@
-"""A sequence folder: one video, its depth and, where there are any, its cameras, checked once when opened."""
+"""A sequence folder: one video, its depth and, where there are any, its cameras.
+
+Everything is checked once, when the folder is opened.
+"""
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,15 +16,23 @@ import torch.nn.functional as F
 from utils import video
 from utils.cli import InputError
 
-DEPTH, INTRINSICS, C2WS = (f"cam_info/megasam_{name}.npy" for name in ("depth", "intrinsics", "c2ws"))
+DEPTH = "cam_info/megasam_depth.npy"
+INTRINSICS = "cam_info/megasam_intrinsics.npy"
+C2WS = "cam_info/megasam_c2ws.npy"
+
+# What numpy and json raise for a file that is not what its name says, or is cut off.
+UNREADABLE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError,
+              zipfile.BadZipFile, zlib.error)
+TOLERANCE = 1e-3  # by which a rotation may be none, and a focal length's share of skew
 
 
 @dataclass(frozen=True)
 class Sequence:
     """An opened folder.
 
-    info: VideoInfo of gt_rgb.mp4. depth_map: [N, h, w] float16 or float32, memory-mapped. intrinsics: [N, 3, 3]
-    float64, pixels of the video. c2w: [N, 4, 4] float64, OpenCV, camera to world, or None.
+    info: VideoInfo of gt_rgb.mp4. depth_map: [N, h, w] float16 or float32, memory-mapped.
+    intrinsics: float64 [N, 3, 3], in pixels of the video. c2w: float64 [N, 4, 4], camera to world,
+    OpenCV, or None.
     """
 
     path: Path
@@ -34,48 +46,69 @@ class Sequence:
         return self.path / "gt_rgb.mp4"
 
     def depth(self, start, stop):
-        """z-depth of frames start..stop at the video's size, float32 [n, H, W]; 0 where it is unknown.
+        """z-depth of frames start..stop at the video's size, float32 [n, H, W]; 0 where unknown.
 
-        Bilinear with half-pixel centres. A pixel is known if all the depths it is made from are finite and positive.
+        Bilinear with half-pixel centres. A pixel is known if all the depths that it is made from
+        are finite and positive.
         """
         raw = torch.from_numpy(np.array(self.depth_map[start:stop], np.float32))[:, None]
         good = torch.isfinite(raw) & (raw > 0)
         size = (self.info.height, self.info.width)
         depth = F.interpolate(raw.where(good, 1), size, mode="bilinear", align_corners=False)
         if not good.all():
-            valid = F.interpolate(good.float(), size, mode="bilinear", align_corners=False) > 0.9999
-            depth = depth.where(valid, 0)
+            weight = F.interpolate(good.float(), size, mode="bilinear", align_corners=False)
+            depth = depth.where(weight > 0.9999, 0)
         return depth[:, 0]
 
     @cached_property
     def pivot_depth(self):
-        """Depth at the centre pixel of the first frame: R of the orbits, before --radius_scale."""
-        depth = self.depth(0, 1)[0, self.info.height // 2, self.info.width // 2].item()
-        if depth == 0:
-            raise InputError(f"{self.path}: the depth at the centre of the first frame, which the paths turn about, is "
-                             "not a positive number; fill it in")
-        return depth
+        """Depth at the centre pixel of the first frame: R of the orbits, before --radius_scale.
+
+        Raises InputError if it is unknown.
+        """
+        centre = self.depth(0, 1)[0, self.info.height // 2, self.info.width // 2]
+        if centre == 0:
+            raise InputError(
+                f"{self.path}: the depth at the centre of the first frame, which the paths turn "
+                "about, is not a positive number; fill it in, or give the target cameras themselves"
+            )
+        return centre.item()
 
     @cached_property
     def bad_depth_share(self):
         """Share of depth values that are not positive finite numbers; they become holes."""
-        return float(np.mean([np.mean(~(np.isfinite(d) & (d > 0))) for d in self.depth_map]))
+        shares = [np.mean(~(np.isfinite(depth) & (depth > 0))) for depth in self.depth_map]
+        return float(np.mean(shares))
 
 
 def load_array(path, shapes):
-    """An .npy of numbers whose shape is one of `shapes` (None stands for any size); never unpickles."""
+    """An .npy of numbers whose shape is one of `shapes` (None stands for any size).
+
+    It is memory-mapped and never unpickled. Raises InputError.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file (file flags are relative to the sequence folder)")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-        array = array if isinstance(array, np.ndarray) else np.array(array.files)  # an npz: told by its dtype below
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise InputError(f"{path}: not a readable .npy of numbers ({error})") from error
-    fits = [len(s) == array.ndim and all(a in (None, b) for a, b in zip(s, array.shape, strict=True)) for s in shapes]
-    if not any(fits) or array.dtype.kind not in "fiu" or array.size == 0:
-        expected = " or ".join(str(s).replace("None", "any") for s in shapes)
-        raise InputError(f"{path}: got {array.dtype} of shape {array.shape}; expected numbers of shape {expected}")
+    if not isinstance(array, np.ndarray):
+        names = ", ".join(array.files)
+        raise InputError(f"{path}: got an npz of {names}; expected an .npy of numbers")
+    fits = any(_has_shape(array, shape) for shape in shapes)
+    if not fits or array.dtype.kind not in "fiu" or array.size == 0:
+        expected = " or ".join(str(shape) for shape in shapes).replace("None", "any")
+        raise InputError(
+            f"{path}: got {array.dtype} of shape {array.shape}; expected numbers of shape "
+            f"{expected}"
+        )
     return array
+
+
+def _has_shape(array, shape):
+    if array.ndim != len(shape):
+        return False
+    return all(size in (None, got) for size, got in zip(shape, array.shape, strict=True))
 
 
 def half_if_exact(depth):
@@ -94,41 +127,106 @@ def save_array(path, array):
     part.replace(path)
 
 
+def check_poses(name, poses):
+    """Raise InputError unless poses [..., 4, 4] are each a rotation and a translation.
+
+    name: where they come from, for the message. The rotation may be off by 1e-3.
+    """
+    for index, pose in enumerate(np.asarray(poses, np.float64).reshape(-1, 4, 4)):
+        fault = _fault_of_pose(pose)
+        if fault:
+            raise InputError(
+                f"{name}: pose {index} {fault}; expected rotations and translations: finite "
+                "numbers, R R^T = 1, determinant 1, last row 0 0 0 1"
+            )
+
+
+def _fault_of_pose(pose):
+    """What keeps a matrix [4, 4] from being a rotation and a translation, or None."""
+    rotation = pose[:3, :3]
+    if not np.isfinite(pose).all():
+        return "holds numbers that are not finite"
+    if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
+        return f"has the last row {_numbers(pose[3])}"
+    off = np.abs(rotation @ rotation.T - np.eye(3)).max()
+    if off > TOLERANCE:
+        return f"is scaled, sheared or no rotation at all: R R^T is off by {off:.3g}"
+    if np.linalg.det(rotation) < 0:
+        return "is mirrored: its determinant is -1"
+    return None
+
+
+def check_intrinsics(name, k, size=None):
+    """Raise InputError unless matrices k [..., 3, 3] are each the K of a pinhole camera.
+
+    name: where they come from, for the message. K is fx 0 cx, 0 fy cy, 0 0 1, in pixels.
+    size: (width, height) of the picture, if the principal point has to lie inside it.
+    """
+    for index, matrix in enumerate(np.asarray(k, np.float64).reshape(-1, 3, 3)):
+        if not _is_pinhole(matrix):
+            rows = ", ".join(_numbers(row) for row in matrix)
+            raise InputError(
+                f"{name}: K {index} is {rows}; expected positive focal lengths and a pinhole "
+                "camera's K: fx 0 cx, 0 fy cy, 0 0 1"
+            )
+        centre = matrix[:2, 2]
+        if size and not ((centre > 0) & (centre < size)).all():
+            raise InputError(
+                f"{name}: K {index} has its principal point at {_numbers(centre)}; expected it "
+                f"inside the picture, {size[0]} x {size[1]}"
+            )
+
+
+def _is_pinhole(k):
+    focal = k[[0, 1], [0, 1]]
+    skew = np.abs(k[[0, 1], [1, 0]])
+    finite = np.isfinite(k).all() and (k[2] == [0, 0, 1]).all()
+    return finite and (focal > 0).all() and (skew <= TOLERANCE * focal).all()
+
+
+def _numbers(row):
+    return " ".join(f"{number:.6g}" for number in row)
+
+
 def video_intrinsics(path, info, depth_shape):
-    """K at the video's resolution, float64 [N, 3, 3], from a file at the depth map's; without a file, focal 500."""
-    if not path:
-        k = np.array([[500, 0, info.width // 2], [0, 500, info.height // 2], [0, 0, 1]], np.float64)
-        return np.tile(k, (info.frames, 1, 1))
-    k = np.array(load_array(path, [(3, 3), (info.frames, 3, 3)]), np.float64)
-    pinhole = np.isfinite(k).all() and (k[..., [0, 1], [0, 1]] > 0).all() and (k[..., 2, :] == [0, 0, 1]).all()
-    if not pinhole:
-        raise InputError(f"{path}: expected K at the depth map's resolution: positive focal lengths, last row 0 0 1")
-    sx, sy = depth_shape[1] / info.width, depth_shape[0] / info.height
-    k[..., [0, 1], [0, 1]] /= np.sqrt(sx * sy)
-    k[..., 0, 2] /= sx
-    k[..., 1, 2] /= sy
+    """K at the video's resolution, float64 [N, 3, 3], from a file at the depth map's.
+
+    Without a file, the focal length is 500 pixels and the centre that of the picture.
+    """
+    k = np.array([[500, 0, info.width // 2], [0, 500, info.height // 2], [0, 0, 1]], np.float64)
+    if path:
+        k = np.array(load_array(path, [(3, 3), (info.frames, 3, 3)]), np.float64)
+        check_intrinsics(path, k)
+        sx = depth_shape[1] / info.width
+        sy = depth_shape[0] / info.height
+        k[..., [0, 1], [0, 1]] /= np.sqrt(sx * sy)
+        k[..., 0, 2] /= sx
+        k[..., 1, 2] /= sy
     return np.broadcast_to(k, (info.frames, 3, 3))
 
 
 def camera_poses(path, frames):
-    """c2w, float64 [N, 4, 4], each a rotation and a translation."""
+    """Camera to world of every frame, float64 [N, 4, 4], from a file."""
     c2w = np.array(load_array(path, [(frames, 4, 4)]), np.float64)
-    rotates = np.allclose(c2w[:, :3, :3] @ c2w[:, :3, :3].transpose(0, 2, 1), np.eye(3), atol=1e-3)
-    if not rotates or not np.allclose(c2w[:, 3], [0, 0, 0, 1]):
-        raise InputError(f"{path}: expected camera-to-world matrices (a rotation, a translation, last row 0 0 0 1)")
+    check_poses(path, c2w)
     return c2w
 
 
 def open_sequence(path, depth_file=DEPTH, intrinsics_file=None, extrinsics_file=None):
-    """Open and check a sequence folder; the file arguments are relative to it. Raises InputError."""
+    """Open and check a sequence folder; the files are relative to it. Raises InputError."""
     path = Path(path)
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; expected a sequence folder with gt_rgb.mp4 and {DEPTH}")
+        raise InputError(
+            f"{path}: no such folder; expected a sequence folder with gt_rgb.mp4 and {DEPTH}"
+        )
     info = video.probe(path / "gt_rgb.mp4")
     depth_map = load_array(path / depth_file, [(None, None, None)])
     if len(depth_map) != info.frames:
-        raise InputError(f"{path / depth_file}: got {len(depth_map)} depth maps for the {info.frames} frames of "
-                         "gt_rgb.mp4; expected one a frame")
-    k = video_intrinsics(intrinsics_file and path / intrinsics_file, info, depth_map.shape[1:])
+        raise InputError(
+            f"{path / depth_file}: got {len(depth_map)} depth maps for the {info.frames} frames of "
+            "gt_rgb.mp4; expected one a frame"
+        )
+    k_path = path / intrinsics_file if intrinsics_file else None
+    k = video_intrinsics(k_path, info, depth_map.shape[1:])
     c2w = camera_poses(path / extrinsics_file, info.frames) if extrinsics_file else None
     return Sequence(path, info, depth_map, k, c2w)

@@ -12,25 +12,31 @@ FITS = ("stretch", "pad", "crop")
 
 
 def starts(total, length, overlap):
-    """The first frame of every window of `length` frames; the last one ends with the video and may overlap more."""
+    """The first frame of every window of `length` frames.
+
+    The last window ends with the video and may overlap more.
+    """
     if total <= length:
         return [0]
     return [*range(0, total - length, length - overlap), total - length]
 
 
 def slide(items, total, length, overlap):
-    """Yield (items of a window, how many of them come before the next window) of an iterator over `total` items."""
-    firsts, window = starts(total, length, overlap), []
-    for first, following in itertools.pairwise([*firsts, total]):
+    """Yield the windows of an iterator over `total` items.
+
+    Each is (its items, how many of them come before the next window).
+    """
+    window = []
+    for first, following in itertools.pairwise([*starts(total, length, overlap), total]):
         window += itertools.islice(items, min(first + length, total) - first - len(window))
         yield window, following - first
         window = window[following - first :]
 
 
 def carry_over(clip, known, tail):
-    """A window's frames [F, 3, H, W] whose holes show, where they overlap it, the last window's finished frames `tail`.
+    """A window's frames [F, 3, H, W] whose holes show the last window's finished frames, `tail`.
 
-    known: bool [F, 1, H, W].
+    known: bool [F, 1, H, W]. tail: [n, 3, H, W], of the first n frames.
     """
     count = len(tail)
     return torch.cat([torch.where(known[:count], clip[:count], tail), clip[count:]])
@@ -44,21 +50,30 @@ def cross_fade(tail, out):
 
 
 def box(fit, size, target):
-    """(top, left, height, width) of the part of the smaller frame that lies inside the larger when both are centred.
+    """(top, left, height, width) of what the smaller frame covers of the larger, both centred.
 
-    crop: the part of a source of `size` that has the shape of `target`; pad: the part of `target` that the source
-    covers. Sizes are (height, width) in pixels.
+    crop: the part of a source of `size` that has the shape of `target`; pad: the part of `target`
+    that the source covers. Sizes are (height, width) in pixels.
     """
     (h, w), (th, tw) = (size, target) if fit == "crop" else (target, size)
-    height, width = (h, max(1, round(h * tw / th))) if h * tw <= w * th else (max(1, round(w * th / tw)), w)
+    if h * tw <= w * th:
+        height, width = h, max(1, round(h * tw / th))
+    else:
+        height, width = max(1, round(w * th / tw)), w
     if fit == "crop":  # even sizes, as browsers play no others
-        height, width = (max(1, n - n % 2) for n in (height, width))
+        height, width = max(1, height - height % 2), max(1, width - width % 2)
     return (h - height) // 2, (w - width) // 2, height, width
 
 
-def cut(frames, part):
-    """A part (top, left, height, width) of frames [F, H, W, ...]."""
-    top, left, height, width = part
+def stretch(size, target):
+    """The factor by which `size` is stretched along one side where it becomes `target`, >= 1."""
+    factor = (size[0] / size[1]) / (target[0] / target[1])
+    return max(factor, 1 / factor)
+
+
+def cut(frames, area):
+    """The area (top, left, height, width) of frames [F, H, W, ...]."""
+    top, left, height, width = area
     return frames[:, top : top + height, left : left + width]
 
 
@@ -68,7 +83,10 @@ def cropped(frames, fit, target):
 
 
 def place(frames, fit, target):
-    """Frames [F, h, w, 3] or [F, h, w] at the model's size (height, width); what `pad` leaves over is 0, a hole."""
+    """Frames [F, h, w, 3] or [F, h, w] at the model's size (height, width).
+
+    What `pad` leaves over is 0, a hole.
+    """
     if fit != "pad":
         return video.resize(cropped(frames, fit, target), *target)
     top, left, height, width = box(fit, frames.shape[1:3], target)
@@ -83,7 +101,11 @@ def output_size(fit, size, target):
 
 
 def take_back(frames, fit, size):
-    """The model's frames [F, H, W, 3] at the output's size for a source of `size` (height, width)."""
+    """The model's frames [F, H, W, 3] at the output's size, for a source of `size` (height, width).
+
+    Reduced by area averaging; enlarged by cubic interpolation (published: linear), which is nearer
+    to exact views (toolbox/benchmarks.md).
+    """
     target = frames.shape[1:3]
     frames = cut(frames, box(fit, size, target)) if fit == "pad" else frames
     size = output_size(fit, size, target)
@@ -92,13 +114,14 @@ def take_back(frames, fit, size):
 
 
 def composite(render, out, known, feather):
-    """Known pixels from the render, the others from `out`, uint8 [F, H, W, 3]; known: bool [F, H, W].
+    """Known pixels from the render, the others from `out`, uint8 [F, H, W, 3].
 
-    Within `feather` pixels of a hole the render fades into `out`, so that no seam shows.
+    known: bool [F, H, W]. Within `feather` pixels of a hole the render fades into `out`, so that no
+    seam shows.
     """
     mixed = np.empty_like(out)
-    for i, k in enumerate(known):
-        away = cv2.distanceTransform(k.astype(np.uint8), cv2.DIST_L2, 5)  # from the nearest hole
+    for i, known_pixels in enumerate(known):
+        away = cv2.distanceTransform(known_pixels.astype(np.uint8), cv2.DIST_L2, 5)  # from a hole
         weight = np.clip(away / (feather + 1), 0, 1)[..., None]
         mixed[i] = (weight * render[i] + (1 - weight) * out[i]).round()
     return mixed

@@ -1,13 +1,14 @@
-"""Camera paths: keyframes, presets and camera files <-> the target camera of every frame.
+"""Camera paths: keyframes, presets and camera files to the target camera of every frame.
 
-Axes are OpenCV's (x right, y down, z forward). A path moves the camera relative to each source frame's own camera:
+Axes are OpenCV's (x right, y down, z forward). A path moves the camera relative to each source
+frame's own camera:
 
     X_tgt = Ry(phi) Rx(theta) (X_src - (R + r R) e_z) + R e_z
 
-an orbit about the point at depth R on the optical axis: phi (degrees) takes the camera to the right, theta (degrees)
-up, r in, by a fraction of R. A path's keyframes are a dict of lists, {"phi": [...], "theta": [...], "r": [...]}; what
-is not there stays 0. Presets may add "zoom", factors of the focal length, and "frozen": time stands still at the middle
-frame.
+This is an orbit about the point at depth R on the optical axis: phi (degrees) takes the camera to
+the right, theta (degrees) up, and r forward, by a fraction of R. A path's keyframes are a dict of
+lists, {"phi": [...], "theta": [...], "r": [...]}; an axis that is not there stays 0. Presets may
+add "zoom", factors of the focal length, and "frozen": time stands still at the middle frame.
 """
 
 import json
@@ -18,20 +19,26 @@ from pathlib import Path
 import numpy as np
 from scipy.interpolate import UnivariateSpline
 
+from utils import sequence
 from utils.cli import InputError
 
 AXES = ("phi", "theta", "r")
+RANGES = {"phi": 15, "theta": 10, "r": 0.1}  # of random training paths, to both sides
 TURN = np.linspace(0, 2 * np.pi, 9)
-PRESETS = {  # name: (usual amount, what it is of, keyframes of an amount)
+SPIRAL_RIGHT = np.sin(TURN)
+SPIRAL_UP = (1 - np.cos(TURN)) / 2
+PRESETS = {  # name: (usual amount, its unit, keyframes of an amount)
     "orbit_left": (20, "degrees", lambda a: {"phi": [0, -a]}),
     "orbit_right": (20, "degrees", lambda a: {"phi": [0, a]}),
     "arc_up": (10, "degrees", lambda a: {"theta": [0, a]}),
     "arc_down": (10, "degrees", lambda a: {"theta": [0, -a]}),
-    "dolly_in": (0.3, "of the radius", lambda a: {"r": [0, a]}),
-    "dolly_out": (0.3, "of the radius", lambda a: {"r": [0, -a]}),
-    "zoom_in": (0.2, "of the focal length", lambda a: {"zoom": [1, 1 + a]}),
-    "zoom_out": (0.2, "of the focal length", lambda a: {"zoom": [1, 1 - a]}),
-    "spiral": (10, "degrees", lambda a: {"phi": a * np.sin(TURN), "theta": a / 2 * (1 - np.cos(TURN)), "r": [0, 0.1]}),
+    "dolly_in": (0.3, "fractions of the radius", lambda a: {"r": [0, a]}),
+    "dolly_out": (0.3, "fractions of the radius", lambda a: {"r": [0, -a]}),
+    "zoom_in": (0.2, "fractions of the focal length", lambda a: {"zoom": [1, 1 + a]}),
+    "zoom_out": (0.2, "fractions of the focal length", lambda a: {"zoom": [1, 1 - a]}),
+    "spiral": (10, "degrees", lambda a: {
+        "phi": a * SPIRAL_RIGHT, "theta": a * SPIRAL_UP, "r": [0, 0.1],
+    }),
     "bullet_time": (30, "degrees", lambda a: {"phi": [0, -a], "frozen": True}),
 }
 
@@ -40,93 +47,145 @@ PRESETS = {  # name: (usual amount, what it is of, keyframes of an amount)
 class Cameras:
     """The target camera of every output frame.
 
-    c2w: float64 [N, 4, 4], target camera to source camera. intrinsics: float64 [N, 3, 3], the target's, in pixels.
-    frames: int [N], the source frame that each shows: 0 to N - 1, or one frame all along.
+    c2w: float64 [N, 4, 4], target camera to source camera. intrinsics: float64 [N, 3, 3], the
+    target's, in pixels. frames: int [N], the source frame that each output frame shows: 0 to
+    N - 1, or one frame all along.
     """
 
     c2w: np.ndarray
     intrinsics: np.ndarray
     frames: np.ndarray
 
+    @property
+    def frozen(self):
+        """Whether time stands still: one source frame all along."""
+        return not np.array_equal(self.frames, np.arange(len(self.frames)))
+
 
 def read_keyframes(path):
-    """Keyframes of a trajs/*.txt file: three lines of numbers, phi and theta in degrees, r in fractions of R."""
-    expected = "expected three lines of finite numbers: phi, theta (degrees), r (fractions of the radius)"
+    """Keyframes of a trajs/*.txt file: three lines of numbers, as many on each as one likes.
+
+    They are phi and theta in degrees and r in fractions of the radius. Raises InputError.
+    """
+    expected = "expected three lines of finite numbers: phi, theta (degrees), r (of the radius)"
+    keys = []
     try:
-        lines = [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
-        keys = [[float(number) for number in line] for line in lines]
+        for line in Path(path).read_text().splitlines():
+            if line.strip():
+                keys.append([float(number) for number in line.split()])
     except ValueError as error:
         raise InputError(f"{path}: {error}; {expected}") from error
-    if len(keys) != 3 or not np.isfinite(np.concatenate(keys)).all():
+    if len(keys) != 3:
         raise InputError(f"{path}: got {len(keys)} lines; {expected}")
+    if not np.isfinite(np.concatenate(keys)).all():
+        raise InputError(f"{path}: got numbers that are not finite; {expected}")
     return dict(zip(AXES, keys, strict=True))
 
 
 def random_keyframes(seed, count):
-    """`count` random training paths: four ascending keys an axis, two from its range and two between those two."""
+    """Keyframes of `count` random training paths.
+
+    Each has four ascending keys an axis: two from the axis' range and two between those two.
+    """
     rng = random.Random(seed)
     paths = []
     for _ in range(count):
-        ends = [[rng.uniform(-limit, limit) for _ in range(2)] for limit in (15, 10, 0.1)]
-        inner = [[rng.uniform(*pair) for _ in range(2)] for pair in ends]
-        # The published code scales only the two inner r by R; here all four are fractions of R.
-        paths.append({axis: sorted(e + i) for axis, e, i in zip(AXES, ends, inner, strict=True)})
+        keys = {}  # in the published order: first the ends of all axes, then what lies between
+        for axis in AXES:
+            keys[axis] = [rng.uniform(-RANGES[axis], RANGES[axis]) for _ in range(2)]
+        for axis in AXES:
+            low, high = keys[axis]
+            between = [rng.uniform(low, high) for _ in range(2)]
+            # The published code scales only these two r by R; here all four are fractions of R.
+            keys[axis] = sorted(keys[axis] + between)
+        paths.append(keys)
     return paths
 
 
 def interpolate(keys, frames):
     """Keyframes of one axis, spread evenly over the video, to `frames` values, float64 [frames].
 
-    Up to 3 keys: piecewise linear. 4 or more: scipy's cubic smoothing spline, its ends set to the first and last key.
+    Up to 3 keys: piecewise linear. 4 or more: scipy's cubic smoothing spline, whose ends are set to
+    the first and last key.
     """
-    at, x = np.linspace(0, 1, frames), np.linspace(0, 1, len(keys))
+    at = np.linspace(0, 1, frames)
+    x = np.linspace(0, 1, len(keys))
     if len(keys) < 4:
         return np.interp(at, x, keys)
     values = UnivariateSpline(x, keys, k=3)(at)
-    values[-1], values[0] = keys[-1], keys[0]
+    values[-1] = keys[-1]
+    values[0] = keys[0]
     return values
 
 
 def relative_motion(keyframes, frames, radius):
-    """Source-camera to target-camera transform of each frame, float64 [frames, 4, 4]; `radius` is R in depth units."""
-    phi, theta, r = (interpolate(keyframes.get(axis, [0]), frames) for axis in AXES)
-    c, s = np.cos(np.radians(phi)), np.sin(np.radians(phi))
-    ry = np.tile(np.eye(3), (frames, 1, 1))
-    ry[:, 0, 0], ry[:, 0, 2], ry[:, 2, 0], ry[:, 2, 2] = c, s, -s, c
-    c, s = np.cos(np.radians(theta)), np.sin(np.radians(theta))
-    rx = np.tile(np.eye(3), (frames, 1, 1))
-    rx[:, 1, 1], rx[:, 1, 2], rx[:, 2, 1], rx[:, 2, 2] = c, -s, s, c
+    """Source camera to target camera of each frame, float64 [frames, 4, 4].
+
+    radius: R in depth units. The formula stands at the head of this file.
+    """
+    phi = np.radians(interpolate(keyframes.get("phi", [0]), frames))
+    theta = np.radians(interpolate(keyframes.get("theta", [0]), frames))
+    r = interpolate(keyframes.get("r", [0]), frames)
     motion = np.tile(np.eye(4), (frames, 1, 1))
-    motion[:, :3, :3] = ry @ rx
-    motion[:, :3, 3] = -motion[:, :3, 2] * (radius * (1 + r))[:, None] + [0, 0, radius]
+    motion[:, :3, :3] = _rotation(phi, 2, 0) @ _rotation(theta, 1, 2)
+    pivot = radius * (1 + r)
+    motion[:, :3, 3] = -motion[:, :3, 2] * pivot[:, None] + [0, 0, radius]
     return motion
 
 
+def _rotation(angle, a, b):
+    """Matrices [N, 3, 3] that turn axis a towards axis b by angles [N] in radians."""
+    matrix = np.tile(np.eye(3), (len(angle), 1, 1))
+    matrix[:, a, a] = matrix[:, b, b] = np.cos(angle)
+    matrix[:, b, a] = np.sin(angle)
+    matrix[:, a, b] = -np.sin(angle)
+    return matrix
+
+
 def angles(c2w, radius):
-    """phi and theta in degrees and r, each [N], of target cameras c2w [N, 4, 4]: the inverse of relative_motion."""
+    """phi and theta in degrees and r, each [N], of target cameras c2w [N, 4, 4].
+
+    The inverse of relative_motion.
+    """
     motion = np.linalg.inv(c2w)
     phi = np.degrees(np.arctan2(-motion[:, 2, 0], motion[:, 0, 0]))
     theta = np.degrees(np.arctan2(-motion[:, 1, 2], motion[:, 1, 1]))
-    return phi, theta, np.linalg.norm(motion[:, :3, 3] - [0, 0, radius], axis=1) / radius - 1
+    r = np.linalg.norm(motion[:, :3, 3] - [0, 0, radius], axis=1) / radius - 1
+    return phi, theta, r
 
 
 def preset_keyframes(item):
-    """Keyframes of a preset item NAME or NAME:AMOUNT; None if its name is no preset's. Raises InputError."""
-    name, _, amount = item.partition(":")
+    """Keyframes of a preset item NAME or NAME:AMOUNT; None if its name is no preset's.
+
+    Raises InputError if the amount is no number, turns the picture over or passes the pivot.
+    """
+    name, colon, amount = item.partition(":")
     if name not in PRESETS:
         return None
     usual, unit, keyframes = PRESETS[name]
     try:
-        value = float(amount or usual)
-    except ValueError as error:
-        raise InputError(f"--trajs {item}: got the amount {amount!r}; expected a number {unit}") from error
-    if not np.isfinite(value) or (unit != "degrees" and value >= 1):
-        raise InputError(f"--trajs {item}: got {amount}; expected a finite number {unit}, below 1 if not in degrees")
-    return keyframes(value)
+        value = float(amount) if colon else usual
+    except ValueError:
+        value = np.nan
+    if not np.isfinite(value):
+        raise InputError(f"--trajs {item}: got the amount {amount!r}; expected a number of {unit}")
+    keys = keyframes(value)
+    factor = min(keys.get("zoom", [1]))
+    if factor <= 0:
+        raise InputError(
+            f"--trajs {item}: got a focal length of {factor:g} times the source's; expected a "
+            "factor above 0"
+        )
+    if max(keys.get("r", [0])) >= 1:
+        raise InputError(
+            f"--trajs {item}: got a move of {value:g} radii to the pivot or past it; expected less "
+            "than 1"
+        )
+    return keys
 
 
 def keyframe_cameras(keyframes, intrinsics, radius):
-    """Cameras of keyframes for a source of intrinsics [N, 3, 3] and an orbit of `radius` R in depth units."""
+    """Cameras of keyframes for a source of intrinsics [N, 3, 3]; radius: R in depth units."""
     count = len(intrinsics)
     k = intrinsics.copy()
     k[:, [0, 1], [0, 1]] *= interpolate(keyframes.get("zoom", [1]), count)[:, None]
@@ -135,30 +194,63 @@ def keyframe_cameras(keyframes, intrinsics, radius):
 
 
 def anchored_first(cameras, c2w):
-    """Cameras relative to the first frame's camera, held still in the world, made relative to each source frame's."""
-    return Cameras(np.linalg.inv(c2w[cameras.frames]) @ c2w[0] @ cameras.c2w, cameras.intrinsics, cameras.frames)
+    """Cameras relative to the first frame's, still in the world, made relative to each source's.
+
+    c2w: [N, 4, 4], of the source.
+    """
+    moved = np.linalg.inv(c2w[cameras.frames]) @ c2w[0] @ cameras.c2w
+    return Cameras(moved, cameras.intrinsics, cameras.frames)
 
 
 def read_cameras(path, intrinsics):
     """Cameras of an npy, npz or json file for a source of intrinsics [N, 3, 3].
 
-    c2w (4, 4) or (N, 4, 4), target camera relative to the source camera, OpenCV, in the depth's units; npz and json may
-    hold intrinsics (3, 3) or (N, 3, 3) of the target, in pixels of the video, and frames (N,), beside it.
+    c2w (4, 4) or (N, 4, 4) is the target camera relative to the source camera, OpenCV, in the
+    depth's units. Beside it npz and json may hold intrinsics (3, 3) or (N, 3, 3) of the target, in
+    pixels of the video, and frames (N,). Raises InputError.
     """
-    try:
-        data = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, allow_pickle=False)
-        data = data if hasattr(data, "keys") else {"c2w": data}
-        c2w, k = np.array(data["c2w"], np.float64), np.array(data.get("intrinsics", intrinsics), np.float64)
-        frames = np.array(data.get("frames", np.arange(len(intrinsics))))
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise InputError(f"{path}: {error}; expected an npy, npz or json with c2w (4, 4) or (N, 4, 4)") from error
     count = len(intrinsics)
-    for name, array, shape in (("c2w", c2w, (4, 4)), ("intrinsics", k, (3, 3))):
-        if array.shape not in (shape, (count, *shape)) or not np.isfinite(array).all():
-            raise InputError(f"{path}: {name} has shape {array.shape}; expected finite numbers of shape {shape} or "
-                             f"{(count, *shape)}, as the video has {count} frames")
-    if frames.shape != (count,) or not (np.array_equal(frames, np.arange(count)) or np.isin(frames, frames[0]).all()):
-        raise InputError(f"{path}: frames must be 0 to {count - 1}, or one frame number {count} times")
-    if not 0 <= frames[0] < count or np.abs(np.linalg.det(c2w[..., :3, :3]) - 1).max() > 1e-3:
-        raise InputError(f"{path}: expected c2w that are a rotation and a translation, and frames within the video")
-    return Cameras(np.broadcast_to(c2w, (count, 4, 4)), np.broadcast_to(k, (count, 3, 3)), frames.astype(int))
+    found = {"intrinsics": intrinsics, "frames": np.arange(count)}
+    found |= _read_arrays(path)
+    if "c2w" not in found:
+        raise InputError(f"{path}: has no c2w; expected c2w (4, 4) or (N, 4, 4)")
+    c2w = _one_a_frame(path, "c2w", found["c2w"], (4, 4), count)
+    k = _one_a_frame(path, "intrinsics", found["intrinsics"], (3, 3), count)
+    sequence.check_poses(f"{path}: c2w", c2w)
+    sequence.check_intrinsics(f"{path}: intrinsics", k)
+    frames = found["frames"]
+    in_order = np.array_equal(frames, np.arange(count))
+    still = frames.shape == (count,) and (frames == frames[0]).all() and frames[0] in range(count)
+    if not in_order and not still:
+        raise InputError(
+            f"{path}: frames must be 0 to {count - 1}, or one frame number {count} times"
+        )
+    return Cameras(c2w, k, frames.astype(int))
+
+
+def _read_arrays(path):
+    """The arrays c2w, intrinsics and frames of a camera file, as far as they are there."""
+    try:
+        if path.suffix == ".json":
+            data = json.loads(path.read_text())
+        else:
+            data = np.load(path, allow_pickle=False)
+        if not hasattr(data, "keys"):
+            data = {"c2w": data}
+        names = [name for name in ("c2w", "intrinsics", "frames") if name in data]
+        return {name: np.array(data[name]) for name in names}
+    except sequence.UNREADABLE as error:
+        raise InputError(
+            f"{path}: not readable ({error}); expected an npy, npz or json with c2w (4, 4) or "
+            "(N, 4, 4)"
+        ) from error
+
+
+def _one_a_frame(path, name, array, shape, count):
+    """Numbers of `shape`, or one such a frame, as float64 [count, *shape]."""
+    if array.dtype.kind not in "fiu" or array.shape not in (shape, (count, *shape)):
+        raise InputError(
+            f"{path}: {name} is {array.dtype} of shape {array.shape}; expected numbers of shape "
+            f"{shape} or {(count, *shape)}, as the video has {count} frames"
+        )
+    return np.broadcast_to(array.astype(np.float64), (count, *shape))

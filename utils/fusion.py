@@ -97,8 +97,8 @@ def fill(render, mask, z, views, target_c2w, k_target):
     """Fill holes of renders [B, 3, H, W] from the views: (render, mask).
 
     Pixels known before stay bit for bit the same. views: the reference frames (frames,
-    static_depth, c2w, K). z [B, H, W]: the z_buffer of each render's own frame; nothing is filled in
-    that lies behind it. target_c2w [B, 4, 4], k_target [B, 3, 3]: the renders' cameras.
+    static_depth, c2w, K). z [B, H, W]: the z_buffer of each render's own frame; nothing is filled
+    in that lies behind it. target_c2w [B, 4, 4], k_target [B, 3, 3]: the renders' cameras.
     """
     renders = []
     masks = []
@@ -126,8 +126,8 @@ def splat_views(views, target_c2w, k_target):
     colours = []
     depths = []
     for frame, depth, c2w, k in zip(*views, strict=True):
-        motion = torch.linalg.inv(target_c2w) @ c2w
-        u, v, z = warp.reproject(depth[None], motion[None], k[None], k_target)
+        motion = torch.linalg.inv(target_c2w) @ c2w[None]
+        u, v, z = warp.reproject(depth[None], motion, k[None], k_target)
         payload = torch.cat([frame[None], z[:, None]], 1)
         seen, hit = warp.splat(payload, u, v, warp.depth_weight(z) * (z > 0))
         colours.append(seen[:, :3])

@@ -10,8 +10,9 @@ def velocity_loss(scheduler, prediction, x0, noise, timestep):
 
         v = sqrt(alphabar) noise - sqrt(1 - alphabar) x0    (Salimans & Ho 2022, "Progressive Distillation")
 
-    The published loss, mean(w (x0_pred - x0)^2) with w = 1 / (1 - alphabar) and x0_pred = get_velocity(v_pred, x_t, t),
-    is this by algebra; from bf16 latents that form loses all precision near t = 0.
+    The published loss, mean(w (x0_pred - x0)^2) with w = 1 / (1 - alphabar) and
+    x0_pred = get_velocity(v_pred, x_t, t), is this by algebra; from bf16 latents that form loses all
+    precision near t = 0.
     """
     target = scheduler.get_velocity(x0.float(), noise.float(), timestep)
     return torch.nn.functional.mse_loss(prediction.float(), target)
@@ -22,9 +23,9 @@ def denoising_loss(transformer, scheduler, x0, condition, noise, timestep, promp
 
     x0, condition, noise: [B, f, 16, h, w] latents; timestep: int64 [B]; prompt_embeds: [B, length, width].
     """
-    noisy = scheduler.add_noise(x0.float(), noise.float(), timestep).to(x0.dtype)  # bf16 would round alphabar to 1
+    noisy = scheduler.add_noise(x0.float(), noise.float(), timestep)  # in bf16 alphabar would round to 1
     prediction = transformer(
-        hidden_states=torch.cat([noisy, condition], 2),  # [B, f, 32, h, w]
+        hidden_states=torch.cat([noisy.to(x0.dtype), condition], 2),  # [B, f, 32, h, w]
         encoder_hidden_states=prompt_embeds,
         timestep=timestep,
         image_rotary_emb=rotary_embedding,

@@ -1,0 +1,279 @@
+"""How an optimiser step is taken: by DeepSpeed in several processes, or in one, at once or block by block.
+
+An engine has device, rank, ranks (processes) and model, and is used so:
+
+    engine.prepare(transformer)
+    for step in ...:
+        engine.begin(step, rate)
+        for each micro-batch: engine.backward(loss)
+        norm = engine.step()  # of all gradients, before clipping; a tensor on the device
+"""
+
+import os
+import re
+
+import torch
+
+from finetune import dataset, memory
+from utils import cli, cogvideox
+from utils.cli import InputError
+
+
+def make_engine(args):
+    """The engine of the memory mode asked for."""
+    return DeepSpeed(args) if args.memory.startswith("zero2") else Single(args)
+
+
+class DeepSpeed:
+    """ZeRO-2 through accelerate; accelerate_config.yaml and its JSON say how many processes and which precision."""
+
+    def __init__(self, args):
+        self.args = args
+        self.accelerator = make_accelerator(args)
+        self.device = self.accelerator.device
+        self.rank = self.accelerator.process_index
+        self.ranks = self.accelerator.num_processes
+        self.settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
+
+    def prepare(self, transformer):
+        """Take the transformer's trainable parameters; DeepSpeed may cast and move them."""
+        args = self.args
+        fused = None  # as PyTorch chooses
+        if args.memory == "zero2_offload":
+            fused = True  # on a CPU it takes no memory for what lies between
+        optimizer = torch.optim.AdamW(memory.trainable(transformer), args.learning_rate, (args.beta1, args.beta2),
+                                      args.epsilon, args.weight_decay, fused=fused)
+        self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
+
+    def begin(self, step, rate):
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(self, loss):
+        with self.accelerator.accumulate(self.model):
+            self.accelerator.backward(loss)  # the last one of a step also steps the optimizer
+
+    def step(self):
+        return self.model.get_global_grad_norm()
+
+    def gather(self, value):
+        """[ranks] of all processes' scalars, or all their vectors one after another."""
+        return self.accelerator.gather(value[None])
+
+    def wait(self):
+        """Until all processes are here."""
+        self.accelerator.wait_for_everyone()
+
+    def save(self, folder):
+        self.accelerator.save_state(str(folder))
+
+    def load(self, folder):
+        self.accelerator.load_state(str(folder))
+
+    def end(self):
+        self.accelerator.end_training()
+
+
+def make_accelerator(args):
+    """accelerate's handle on the processes; the DeepSpeed JSON says precision and ZeRO stage, `args` all the rest."""
+    handlers = []
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+        from accelerate.utils import InitProcessGroupKwargs
+
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on first use
+        handlers = [InitProcessGroupKwargs(backend="gloo")]
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(kwargs_handlers=handlers,
+                              gradient_accumulation_steps=args.gradient_accumulation_steps)
+    plugin = accelerator.state.deepspeed_plugin
+    if plugin is None:
+        raise InputError("accelerate was started without DeepSpeed; start with finetune_cognvs.sh and "
+                         "distributed_type DEEPSPEED in accelerate_config.yaml")
+    configure(plugin.deepspeed_config, args)
+    return accelerator
+
+
+def configure(config, args):
+    """Complete DeepSpeed's configuration, a dict, by the settings of `args`."""
+    if not config.get("bf16", {}).get("enabled") or "optimizer" in config or "scheduler" in config:
+        raise InputError("the DeepSpeed JSON must enable bf16 and name no optimizer or scheduler: those are set in "
+                         "finetune_cognvs.sh")
+    config["bf16"]["enabled"] = memory.dtype(args) == torch.bfloat16
+    config["train_micro_batch_size_per_gpu"] = args.batch_size
+    config["gradient_clipping"] = args.max_grad_norm
+    config["gradient_accumulation_steps"] = args.gradient_accumulation_steps
+    if args.memory == "zero2_offload":
+        # memory that is pinned is taken in powers of two: at full size 80 GiB for 52
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
+        config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own would be compiled on first use
+
+
+class Single:
+    """One process: torchao's 8-bit AdamW on bf16 weights; stochastic rounding keeps steps smaller than bf16's.
+
+    single_fused steps each of `blocks` as soon as its gradients are there, and frees them. The norm of all
+    gradients is known only after the last, so a block is clipped by the larger of two norms: that of the step
+    before, and that of the blocks so far (in the first step: as if all blocks had its norm).
+    """
+
+    def __init__(self, args):
+        self.args = args
+        self.rank = 0
+        self.ranks = 1
+        self.settings = None
+        self.device = cli.pick_device()
+        self.fused = args.memory == "single_fused"
+
+    def prepare(self, transformer):
+        """Gather the transformer's trainable parameters block by block, each block in one tensor."""
+        self.model = transformer
+        self.norm = None  # of the step before
+        self.blocks = [FlatBlock(self.args, parameters) for parameters in by_block(transformer)]
+        if self.fused:
+            for block in self.blocks:
+                block.when_complete(self.update)
+
+    def begin(self, step, rate):
+        for block in self.blocks:
+            block.optimizer.param_groups[0]["lr"].fill_(rate)
+        torch.manual_seed(dataset.seed(self.args.seed, "rounding", 0, step))  # stochastic rounding draws from it
+        self.square = torch.zeros((), device=self.device)  # of the norm so far
+
+    def backward(self, loss):
+        (loss / self.args.gradient_accumulation_steps).backward()
+
+    def update(self, block):
+        """Clip and step a block inside the backward pass, or after it if not all of its weights were used."""
+        norm = block.norm()
+        self.square += norm.square()
+        if self.norm is None:
+            self.clip_and_step(block, norm * len(self.blocks) ** 0.5)
+        else:
+            self.clip_and_step(block, torch.maximum(self.norm, self.square.sqrt()))
+
+    def clip_and_step(self, block, norm):
+        """Step a block whose gradients are part of gradients of that norm."""
+        block.step((self.args.max_grad_norm / (norm + 1e-6)).clamp(max=1))
+
+    def step(self):
+        """Update the weights unless that is done; the norm of all gradients before clipping."""
+        left = [block for block in self.blocks if block.gradients()]
+        if self.fused:
+            for block in left:
+                self.update(block)
+            self.norm = self.square.sqrt()
+            return self.norm
+        norm = torch.stack([block.norm() for block in left] or [self.square]).norm()
+        for block in left:
+            self.clip_and_step(block, norm)
+        return norm
+
+    def gather(self, value):
+        return value[None]
+
+    def wait(self):
+        pass
+
+    def save(self, folder):
+        folder.mkdir(parents=True)
+        states = [block.optimizer.state_dict() for block in self.blocks]
+        torch.save({"optimizers": states, "norm": self.norm}, folder / "optimizer.pt")
+
+    def load(self, folder):
+        # the optimizer moves what is loaded to its device
+        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        lengths = []
+        for values in saved["optimizers"]:
+            lengths += [value["exp_avg"].numel() for value in values["state"].values()]
+        if lengths != [block.flat.numel() for block in self.blocks]:
+            raise InputError(f"{folder}: its optimizer state is not of this model and version; start anew")
+        for block, values in zip(self.blocks, saved["optimizers"], strict=True):
+            block.optimizer.load_state_dict(values)
+        self.norm = None if saved["norm"] is None else saved["norm"].to(self.device)
+
+    def end(self):
+        pass
+
+
+def by_block(transformer):
+    """The trainable parameters of each block, and those that are in none, as lists."""
+    groups = {}
+    for name, p in transformer.named_parameters():
+        if p.requires_grad:
+            block = re.match(r"(transformer_blocks\.\d+)?", name)[0]
+            groups.setdefault(block, []).append(p)
+    return list(groups.values())
+
+
+class FlatBlock:
+    """Parameters that lie in one tensor, `flat`, and are optimized as one.
+
+    Thousands of small ones would have the GPU wait for the CPU. Each starts at a multiple of torchao's 256
+    weights, which share the scale of their 8-bit state (torchao alone would keep small tensors' state in bf16).
+    A gradient that is missing beside others counts as 0.
+    """
+
+    def __init__(self, args, parameters):
+        from torchao.optim import AdamW8bit
+
+        self.parameters = parameters
+        self.missing = len(parameters)  # gradients that are still to come in this pass
+        length = sum(padded(p) for p in parameters)
+        self.flat = torch.nn.Parameter(parameters[0].new_zeros(length))
+        for p, place in zip(parameters, self.places(self.flat.data), strict=True):
+            p.data = place.copy_(p.data)
+        self.optimizer = AdamW8bit([self.flat], args.learning_rate, (args.beta1, args.beta2), args.epsilon,
+                                   args.weight_decay, bf16_stochastic_round=True)
+
+    def places(self, flat):
+        """Where each parameter lies in a tensor like `flat`, as views of it in its shape."""
+        views = []
+        start = 0
+        for p in self.parameters:
+            views.append(flat[start : start + p.numel()].view_as(p))
+            start += padded(p)
+        return views
+
+    def when_complete(self, act):
+        """Call act(self) whenever the gradients of all parameters are there."""
+
+        def arrived(_):
+            self.missing -= 1
+            if self.missing == 0:
+                act(self)
+
+        for p in self.parameters:
+            p.register_post_accumulate_grad_hook(arrived)
+
+    def gradients(self):
+        """Those that are there."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def norm(self):
+        return torch.stack(torch._foreach_norm(self.gradients(), 2, torch.float32)).norm()
+
+    @torch.no_grad()
+    def step(self, scale):
+        """One step by `scale` times the gradients, which are freed."""
+        self.flat.grad = torch.zeros_like(self.flat)
+        places = []
+        for p, place in zip(self.parameters, self.places(self.flat.grad), strict=True):
+            if p.grad is not None:
+                places.append(place)
+        torch._foreach_copy_(places, self.gradients())
+        for p in self.parameters:
+            p.grad = None
+        self.flat.grad.mul_(scale)
+        # torchao compiles its step: minutes for many shapes on a CPU, so that only GPUs with a C compiler do it
+        with torch.compiler.set_stance("default" if cogvideox.has_compiler() else "force_eager"):
+            self.optimizer.step()
+        self.flat.grad = None
+        self.missing = len(self.parameters)
+
+
+def padded(p):
+    """The length that a parameter takes in a FlatBlock: the next multiple of 256."""
+    return -(-p.numel() // 256) * 256

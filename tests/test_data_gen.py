@@ -244,7 +244,7 @@ def test_anchored_at_the_first_frame_renders_are_the_exact_views(tmp_path, capsy
     source = scenes.camera_path(scene, 9)
     with np.load(room / "eval_cameras1.npz") as cameras:
         c2w, k = source @ torch.from_numpy(cameras["c2w"]), torch.from_numpy(cameras["intrinsics"])
-    truth = clips.blur(scenes.render(scene, c2w, k, 160, 240, scenes.frame_times(9))[0], 240 / 320)
+    truth = clips.blur(scenes.trace(scene, c2w, k, 160, 240, scenes.frame_times(9))[0], 240 / 320)
     ours, mask = video.read_video(room / "eval_render1.mp4"), video.read_mask(room / "eval_mask1.mp4")
     psnr = metrics.psnr(ours / 255, truth.numpy(), mask)
     print(f"anchor first: {psnr:.2f} dB on {mask.mean():.1%} known pixels")

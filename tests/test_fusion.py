@@ -38,15 +38,15 @@ def film(seed, drift):
 
 
 def look(scene, c2w, times):
-    rgb, depth = scenes.render(scene, c2w, K, HEIGHT, WIDTH, times)
+    rgb, depth = scenes.trace(scene, c2w, K, HEIGHT, WIDTH, times)
     return rgb.permute(0, 3, 1, 2) * 2 - 1, depth  # [B, 3, H, W]
 
 
 def owners(scene, c2w, times):
     """Index of what each pixel shows, [B, H, W]: 0 the room, 1 the first body."""
-    solids = [scenes._place(body, times) for body in (scene.room, *scene.bodies)]
-    rays = scenes._rays(c2w, torch.linalg.inv(K).expand(len(c2w), 3, 3), HEIGHT, WIDTH, 0, 0)
-    return scenes._trace(solids, c2w[:, :3, 3:].float(), rays)[1].unflatten(1, (HEIGHT, WIDTH))
+    solids = [scenes.place(body, times) for body in (scene.room, *scene.bodies)]
+    rays = scenes.pixel_rays(c2w, torch.linalg.inv(K).expand(len(c2w), 3, 3), HEIGHT, WIDTH, 0, 0)
+    return scenes.nearest_surface(solids, c2w[:, :3, 3:].float(), rays)[1].unflatten(1, (HEIGHT, WIDTH))
 
 
 def still(scene):

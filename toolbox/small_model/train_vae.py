@@ -1,9 +1,9 @@
-"""Train the small model's VAE on ray-traced clips, most of them with holes, a piece of the work at a time.
+"""Train the small model's VAE on ray-traced clips, most of them with holes, a piece at a time.
 
-    python toolbox/train_tiny_vae.py --vae_config FOLDER/base/vae --output_dir FOLDER/vae --minutes 10
+    python toolbox/small_model/train_vae.py --vae_config FOLDER/base/vae --output_dir FOLDER/vae
 
-writes the VAE (the mean of its recent weights, bf16) and state.safetensors, from which --resume goes on. On two GPUs:
-accelerate launch --multi_gpu --num_processes 2 toolbox/train_tiny_vae.py ...
+writes the VAE (the mean of its recent weights, bf16) and state.safetensors, which --resume goes on
+from.
 """
 
 import argparse
@@ -16,8 +16,6 @@ from collections import deque
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,43 +27,52 @@ from utils import cli, cogvideox, metrics, pipeline, trajectory
 from utils.pipeline import AutoencoderKLCogVideoX
 
 ROOT = Path(__file__).resolve().parents[2]
-VALIDATION_SEEDS = range(100, 106)  # of the set on which settings are chosen; training starts at 1,000
+VALIDATION_SEEDS = range(100, 106)  # settings are chosen on these scenes; training starts at 1,000
+FRAMES = 17  # of a stretch that a step sees
 EMA = 0.995
 HOLE_WEIGHT = 0.1
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
-    parser.add_argument("--vae_config", type=Path, required=True, help="folder with the VAE's config.json")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--resume", type=Path, help="state.safetensors of an earlier piece")
-    parser.add_argument("--first_seed", type=int, default=1000, help="of the scenes, and 100,000 later; each piece "
-                        "should have its own")
-    parser.add_argument("--shape", type=int, nargs=3, default=(49, 128, 192), help="frames, height, width of a clip")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=8e-4)
-    parser.add_argument("--pool", type=int, nargs=2, default=(400, 2000), help="scenes before the first step, kept")
-    parser.add_argument("--refresh", type=int, default=20, help="steps after which the scenes made since then come in")
-    parser.add_argument("--last", action="store_true", help="piece: the learning rate falls")
-    parser.add_argument("--freeze_encoder", action="store_true", help="leave the latents as they are")
+    add = parser.add_argument
+    add("--vae_config", type=Path, required=True, help="folder with the VAE's config.json")
+    add("--output_dir", type=Path, required=True)
+    add("--minutes", type=float, default=10)
+    add("--resume", type=Path, help="state.safetensors of an earlier piece")
+    add("--first_seed", type=int, default=1000, help="of the scenes, and 100,000 later; each piece "
+        "should have its own")
+    add("--shape", type=int, nargs=3, default=(49, 128, 192), metavar=("FRAMES", "HEIGHT", "WIDTH"))
+    add("--batch_size", type=int, default=8)
+    add("--learning_rate", type=float, default=8e-4)
+    add("--pool", type=int, nargs=2, default=(400, 2000), metavar=("FIRST", "KEPT"),
+        help="scenes before the first step, and scenes kept")
+    add("--refresh", type=int, default=20, help="steps after which new scenes come in")
+    add("--last", action="store_true", help="piece: the learning rate falls")
+    add("--freeze_encoder", action="store_true", help="leave the latents as they are")
     return parser.parse_args()
+
+
+# ---- what is learned from ------------------------------------------------------------------------
 
 
 def make_item(shape, seed, device):
     """(the clip, the same with the holes of a camera move), each uint8 [F, H, W, 3] on the CPU."""
     clip = clips.random_clip(seed, shape, device)
     cameras = clips.path_cameras(clip, trajectory.random_keyframes(seed, 1)[0])
-    render, _ = clips.render(clip, cameras, "train" if seed % 2 else "eval")
+    render, _ = clips.reproject(clip, cameras, "train" if seed % 2 else "eval")
     return clip.rgb.cpu().numpy(), render.cpu().numpy()
 
 
 def to_device(items, device):
-    return [[torch.from_numpy(video).to(device) for video in item] for item in items]
+    moved = []
+    for clip, render in items:
+        moved.append((torch.from_numpy(clip).to(device), torch.from_numpy(render).to(device)))
+    return moved
 
 
 def draw(pool, count, frames):
-    """Stretches of `frames` frames, two thirds of them with holes: float32 [count, 3, frames, H, W] in [-1, 1]."""
+    """Stretches, two thirds of them with holes: float32 [count, 3, frames, H, W] in [-1, 1]."""
     stretches = []
     for i in range(count):
         clip = pool[torch.randint(len(pool), ())][min(i % 3, 1)]
@@ -75,15 +82,23 @@ def draw(pool, count, frames):
 
 
 def loss_of(vae, x):
-    """L1, eight times the MSE and half the L1 of the differences between neighbours of the reconstruction's error, and
-    2e-4 KL, float32 scalar. Errors in holes count less: it is enough that the latents tell where they are."""
+    """How badly a VAE reconstructs x [B, 3, F, H, W] in [-1, 1]: float32 scalar.
+
+    L1, 8 MSE, half the L1 of the error's differences between neighbours, and 2e-4 KL. Errors in
+    holes count less: it is enough that the latents tell where they are.
+    """
     posterior = vae.encode(x.to(vae.dtype)).latent_dist
     known = (x > -1).any(1, keepdim=True)
-    error = (vae.decode(posterior.sample()).sample.float() - x) * torch.where(known, 1, HOLE_WEIGHT)
+    error = vae.decode(posterior.sample()).sample.float() - x
+    error = error * torch.where(known, 1, HOLE_WEIGHT)
     edges = sum(error.diff(dim=d).abs().mean() for d in (2, 3, 4)) / 3
-    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    mean = posterior.mean.float()
+    logvar = posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return error.abs().mean() + 8 * error.square().mean() + 0.5 * edges + 2e-4 * kl
+
+
+# ---- how good it is ------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -93,23 +108,29 @@ def validation_clips(shape, device):
     for seed in VALIDATION_SEEDS:
         clip = clips.random_clip(seed, shape, device)
         path = trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
-        items.append((clip.rgb, *clips.render(clip, clips.path_cameras(clip, path), "eval")))
+        render, mask = clips.reproject(clip, clips.path_cameras(clip, path), "eval")
+        items.append((clip.rgb, render, mask))
     return items
 
 
 @torch.no_grad()
 def validate(vae, items):
-    """Mean PSNR of reconstructed clips, of the known pixels of renders with holes, and the deviation of latents."""
+    """Means of: PSNR of clips, PSNR of the known pixels of renders, deviation of the latents."""
     scores = []
     for rgb, render, mask in items:
         latents, whole = pipeline.reconstruct(vae, rgb)
         _, holed = pipeline.reconstruct(vae, render)
-        known = metrics.psnr(holed, render.cpu().numpy() / 255, mask.cpu().numpy())
-        scores.append([metrics.psnr(whole, rgb.cpu().numpy() / 255), known, latents.float().std().item()])
+        clip_psnr = metrics.psnr(whole, rgb.cpu().numpy() / 255)
+        known_psnr = metrics.psnr(holed, render.cpu().numpy() / 255, mask.cpu().numpy())
+        scores.append([clip_psnr, known_psnr, latents.float().std().item()])
     return torch.tensor(scores).mean(0).tolist()
 
 
+# ---- training ------------------------------------------------------------------------------------
+
+
 def make_vae(args, state=None):
+    """The VAE of --vae_config with the weights of `state`, or with first weights."""
     vae = AutoencoderKLCogVideoX.from_config(AutoencoderKLCogVideoX.load_config(args.vae_config))
     if state:
         vae.load_state_dict(state)
@@ -119,23 +140,11 @@ def make_vae(args, state=None):
 
 
 def learning_rate(args, share):
-    """After a share of the time: risen over the first 2%; in the last piece of the work falling as a cosine to 2%."""
-    return args.learning_rate * min(1, share / 0.02) * (0.51 + 0.49 * math.cos(math.pi * share) if args.last else 1)
-
-
-def mean_model(args, mean):
-    """The mean of recent weights as a model, in bf16 where that is fast."""
-    device = next(mean.parameters()).device
-    return make_vae(args, mean.module.state_dict()).to(device, pipeline.pick_dtype("auto", device))
-
-
-def save(args, vae, model, deviation):
-    """The weights to go on from; the mean of recent ones as a model whose latents are scaled to deviation 1."""
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    save_file(vae.state_dict(), args.output_dir / "state.part")
-    (args.output_dir / "state.part").replace(args.output_dir / "state.safetensors")
-    model.register_to_config(scaling_factor=round(1 / deviation, 3))
-    model.bfloat16().save_pretrained(args.output_dir)
+    """After a share of the time: risen over the first 2%; in the last piece falling to 2%."""
+    rate = args.learning_rate * min(1, share / 0.02)
+    if args.last:
+        rate *= 0.51 + 0.49 * math.cos(math.pi * share)
+    return rate
 
 
 class Objective(torch.nn.Module):
@@ -143,41 +152,37 @@ class Objective(torch.nn.Module):
 
     def __init__(self, vae, dtype):
         super().__init__()
-        self.vae, self.dtype = vae, dtype
+        self.vae = vae
+        self.dtype = dtype
 
     def forward(self, x):
         return loss_of(self.vae, x)
 
     def cast(self, x):
-        return functional_call(self, {name: p.to(self.dtype) for name, p in self.named_parameters()}, (x,))
+        """forward(x) with the parameters cast to self.dtype."""
+        parameters = {name: p.to(self.dtype) for name, p in self.named_parameters()}
+        return functional_call(self, parameters, (x,))
 
 
-def flat_gradient(parameters):
-    """One tensor, float32 [N], of which the gradients of all parameters are views."""
-    gradient = torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device)
-    for p, part in zip(parameters, gradient.split([p.numel() for p in parameters]), strict=True):
-        p.grad = part.view_as(p)
-    return gradient
+def make_backward(vae, dtype, x):
+    """A function that adds the gradients of the loss for what is in x, and returns the loss.
 
-
-def make_backward(objective, gradient, x):
-    """A function that puts the gradient of the loss for the batch in `x` into `gradient` and returns the loss.
-
-    On a GPU it is one CUDA graph: to start thousands of small kernels takes longer than to run them.
+    On a GPU it is one CUDA graph, as to start thousands of small kernels takes longer than to run
+    them. Gradients are to be zeroed in place.
     """
+    objective = Objective(vae, dtype)
 
     def backward():
-        gradient.zero_()
         loss = objective.cast(x)
         loss.backward()
         return loss.detach()
 
     if x.device.type != "cuda":
         return backward
-    torch.cuda.synchronize()
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):
+        for _ in range(3):  # kernels are chosen, and gradients get their places
             backward()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -191,56 +196,85 @@ def make_backward(objective, gradient, x):
     return replay
 
 
-def main():
-    args = parse_args()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    device, rank = accelerator.device, accelerator.process_index
+class Checks:
+    """Says every 100 s how good the mean of recent weights is, and writes it."""
+
+    def __init__(self, args, vae, mean):
+        self.args = args
+        self.vae = vae
+        self.mean = mean
+        self.device = next(vae.parameters()).device
+        self.items = validation_clips(args.shape, self.device)
+        self.start = time.time()
+        self.shown = self.start
+
+    def share(self):
+        """The share of the time that is over."""
+        return min(1, (time.time() - self.start) / (60 * self.args.minutes))
+
+    def due(self):
+        return time.time() - self.shown > 100
+
+    def check(self, step, loss, scenes):
+        """Validate and write; the line to show."""
+        self.shown = time.time()
+        model = make_vae(self.args, self.mean.module.state_dict())
+        model.to(self.device, pipeline.pick_dtype("auto", self.device))
+        whole, known, deviation = validate(model, self.items)
+        self.save(model, deviation)
+        seconds = self.shown - self.start
+        return (f"{seconds:.0f} s, step {step}, {scenes} scenes kept: loss {loss:.4f}, PSNR "
+                f"{whole:.2f} dB, known pixels of renders {known:.2f} dB, latents {deviation:.3f}")
+
+    def save(self, model, deviation):
+        """The weights to go on from; the mean ones as a model whose latents have deviation 1."""
+        folder = self.args.output_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.vae.state_dict(), folder / "state.part")
+        (folder / "state.part").replace(folder / "state.safetensors")
+        model.register_to_config(scaling_factor=round(1 / deviation, 3))
+        model.bfloat16().save_pretrained(folder)
+
+
+def train(args, device):
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(args.first_seed)
     vae = make_vae(args, load_file(args.resume) if args.resume else None).to(device)
-    torch.manual_seed(args.first_seed + rank)
+    torch.manual_seed(args.first_seed)
     mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     parameters = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.99), fused=True)
-    first = args.first_seed + 10_000_000 * rank
-    made, stream = clips.first_and_more(functools.partial(make_item, args.shape), first, args.pool[0], device)
+    make = functools.partial(make_item, args.shape)
+    made, stream = clips.first_and_more(make, args.first_seed, args.pool[0], device)
     pool = deque(to_device(made, device), maxlen=args.pool[1])
-    checks = validation_clips(args.shape, device)
-    gradient, frames = flat_gradient(parameters), min(17, args.shape[0])
+    checks = Checks(args, vae, mean)
+    frames = min(FRAMES, args.shape[0])
     x = draw(pool, args.batch_size, frames)
-    dtype = pipeline.pick_dtype("auto", device)
-    backward = make_backward(Objective(vae, dtype), gradient, x)
-    start = shown = time.time()
-    progress = tqdm(itertools.count(1), unit="step", desc="VAE", disable=rank > 0)
+    backward = make_backward(vae, pipeline.pick_dtype("auto", device), x)
+    progress = tqdm(itertools.count(1), unit="step", desc="VAE")
     for step in progress:
         if step % args.refresh == 0:
-            pool.extend(to_device(stream.take(wait=False), device))
-        if step % 10 == 1:  # the same share of the time for all processes
-            share = torch.tensor((time.time() - start) / (60 * args.minutes), device=device)
-            share = min(1, broadcast(share).item())
+            pool.extend(to_device(stream.take(), device))
+        share = checks.share()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, share)
+        optimizer.zero_grad(set_to_none=False)
         x.copy_(draw(pool, args.batch_size, frames))
         loss = backward()
-        if accelerator.num_processes > 1:
-            gradient.copy_(accelerator.reduce(gradient, "mean"))
-        gradient.mul_((1 / gradient.norm().clamp(min=1e-6)).clamp(max=1))
+        torch.nn.utils.clip_grad_norm_(parameters, 1)
         optimizer.step()
         mean.update_parameters(vae)
-        done = share >= 1
-        if rank == 0 and (done or time.time() - shown > 100):
-            shown = time.time()
-            model = mean_model(args, mean)
-            whole, known, deviation = validate(model, checks)
-            progress.write(f"{shown - start:.0f} s, step {step}, {len(pool)} scenes kept: loss {loss.item():.4f}, PSNR "
-                           f"{whole:.2f} dB, known pixels beside holes {known:.2f} dB, latents {deviation:.3f}")
-            save(args, vae, model, deviation)
-        if done:
+        if share == 1 or checks.due():
+            progress.write(checks.check(step, loss.item(), len(pool)))
+        if share == 1:
             break
     stream.close()
-    if rank == 0:
-        print(f"wrote {args.output_dir}")
-    accelerator.end_training()
+
+
+def main():
+    args = parse_args()
+    train(args, cli.pick_device())
+    print(f"wrote {args.output_dir}")
 
 
 if __name__ == "__main__":

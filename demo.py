@@ -356,10 +356,10 @@ def check_numbers(args):
 
 def check_machine(args):
     """InputError where the flags ask for what the device cannot do, before anything is loaded."""
-    devices.allowed_plans(args.memory, args.vae_tiling, args.device)
     if args.fast and args.memory == "low":
         raise InputError("--fast with --memory low: got both, which do not work together; leave "
                          "one out")
+    devices.allowed_plans(args.memory, args.vae_tiling, args.device)
     compiles = args.device.type == "cuda" and cogvideox.has_compiler() and args.memory != "low"
     if args.compile and not compiles:
         raise InputError(f"--compile on {args.device}, --memory {args.memory}: needs a CUDA GPU, a "

@@ -14,7 +14,9 @@ def test_windows_cover_every_frame_once_and_overlap(total):
     assert all(49 - (b - a) >= 13 for a, b in zip(firsts, firsts[1:], strict=False))
     done, longest = [], 0
     for window, count in windows.slide(iter(range(total)), total, 49, 13):
-        assert window == list(range(window[0], window[0] + len(window))) and len(window) == min(total, 49)
+        assert window == list(range(window[0], window[0] + len(window))) and len(window) == min(
+            total, 49
+        )
         done, longest = done + window[:count], max(longest, len(window))
     assert done == list(range(total)) and longest <= 49
 
@@ -42,11 +44,17 @@ def test_fits_keep_the_shape_of_things_and_are_undone(size):
         seen = windows.cropped(frames, fit, (480, 720))
         assert placed.shape == (1, 480, 720, 3) and back.shape == seen.shape
         assert back.shape[1:3] == windows.output_size(fit, size, (480, 720))
-        assert np.abs(back - seen).mean() < 0.5 + 0.5 * max(size[0] / 480, size[1] / 720)  # pixels of the source
+        assert np.abs(back - seen).mean() < 0.5 + 0.5 * max(
+            size[0] / 480, size[1] / 720
+        )  # pixels of the source
         inside = placed[0, ..., 2] > 250
         assert inside.all() == (fit != "pad" or size == (480, 720))
-        if fit != "stretch":  # as many pixels of the source to one of the model's, down as to the right
-            down, right = (np.ptp(placed[0, ..., i][inside]) / inside.any(1 - i).sum() for i in (0, 1))
+        if (
+            fit != "stretch"
+        ):  # as many pixels of the source to one of the model's, down as to the right
+            down, right = (
+                np.ptp(placed[0, ..., i][inside]) / inside.any(1 - i).sum() for i in (0, 1)
+            )
             assert down == pytest.approx(right, rel=0.1)
 
 

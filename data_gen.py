@@ -79,23 +79,16 @@ def check_args(args):
 
 def camera_paths(args, seq, radius):
     """The paths to render, in order: (name, trajectory.Cameras). radius: R in depth units."""
-    paths = []
     if args.cameras is not None:
-        for file in matching_files("--cameras", args.cameras):
+        paths = []
+        for file in find_files("--cameras", args.cameras, "an npy, npz or json"):
             paths.append((file.name, trajectory.read_cameras(file, seq.intrinsics)))
     else:
-        for name, keyframes in named_keyframes(args):
-            cameras = trajectory.keyframe_cameras(keyframes, seq.intrinsics, radius)
-            paths.append((name, cameras))
+        paths = named_keyframes(args)
+        for i, (name, keys) in enumerate(paths):
+            paths[i] = name, trajectory.keyframe_cameras(keys, seq.intrinsics, radius)
     if args.anchor == "first":
         paths = [(name, trajectory.anchored_first(cameras, seq.c2w)) for name, cameras in paths]
-    for name, cameras in paths:
-        if args.mode == "train" and cameras.frozen:
-            raise InputError(
-                f"--mode train: {name} holds time still at frame {cameras.frames[0]}, and its "
-                "render would be paired with a source that moves on; expected a path on which "
-                "time passes, or --mode eval"
-            )
     return paths
 
 
@@ -104,48 +97,45 @@ def named_keyframes(args):
     if args.trajs is None and args.mode == "train":
         paths = trajectory.random_keyframes(args.seed, args.num_train_render)
         return [(f"random path {i} of seed {args.seed}", keys) for i, keys in enumerate(paths, 1)]
-    if args.trajs is None:
-        items = [Path(__file__).parent / "trajs"]
-    elif Path(args.trajs).exists():
-        items = [args.trajs]
-    else:
-        items = args.trajs.split(",")
+    trajs = str(Path(__file__).parent / "trajs") if args.trajs is None else args.trajs
     found = []
-    for item in map(str, items):
+    for item in [trajs] if Path(trajs).exists() else trajs.split(","):
         if preset := trajectory.preset_keyframes(item):
             found.append((item, preset))
             continue
-        for file in matching_files("--trajs", item, "*.txt"):
-            name = f"{file.parent.name}/{file.name}"
-            found.append((name, trajectory.read_keyframes(file)))
+        presets = ", ".join(trajectory.PRESETS)
+        for file in find_files("--trajs", item, "a folder of .txt, a file, a quoted glob or a "
+                               f"preset with its amount ({presets})"):
+            found.append((f"{file.parent.name}/{file.name}", trajectory.read_keyframes(file)))
     return found
 
 
-def matching_files(flag, item, in_folder=None):
-    """What an item of a flag stands for: a file, the files of a folder, or those of a pattern."""
-    if not item.strip():
-        raise InputError(f"{flag}: got nothing before or after a comma; expected what to render")
+def find_files(flag, item, expected):
+    """A file, the .txt of a folder, or the files of a pattern, in order of name."""
     if Path(item).is_file():
         return [Path(item)]
-    pattern = f"{glob.escape(item)}/{in_folder}" if in_folder and Path(item).is_dir() else item
-    files = sorted(path for path in map(Path, glob.glob(pattern)) if path.is_file())
-    if not files and flag == "--cameras":
-        raise InputError(f"--cameras {item}: no such file; expected an npy, npz or json")
+    pattern = f"{glob.escape(item)}/*.txt" if item and Path(item).is_dir() else item
+    files = sorted(filter(Path.is_file, map(Path, glob.glob(pattern))))
     if not files:
-        raise InputError(
-            f"--trajs {item}: no camera path there; expected a folder of .txt, a file, a quoted "
-            f"glob or a preset with its amount ({', '.join(trajectory.PRESETS)})"
-        )
+        raise InputError(f"{flag} {item!r}: no such file or camera path; expected {expected}")
     return files
 
 
+def check_time(args, paths):
+    """Refuse training pairs of two moments: a render that stands still, a source that moves on."""
+    for name, cameras in paths:
+        if args.mode == "train" and cameras.frozen:
+            raise InputError(f"--mode train: {name} holds time still at frame {cameras.frames[0]}; "
+                             "expected a path on which time passes, or --mode eval")
+
+
 def say_what_is_unused(args, seq):
-    if args.intrinsics_file is None and (seq.path / sequence.INTRINSICS).is_file():
-        print(f"note: {sequence.INTRINSICS} is there but unused (focal length 500 is used); give "
-              f"--intrinsics_file {sequence.INTRINSICS} to use it")
-    if args.extrinsics_file is None and (seq.path / sequence.C2WS).is_file():
-        print(f"note: {sequence.C2WS} is there but unused (these paths follow the source camera "
-              f"anyway); give --extrinsics_file {sequence.C2WS} to use it")
+    for flag, name, instead in (
+        ("intrinsics_file", sequence.INTRINSICS, "focal length 500 is used"),
+        ("extrinsics_file", sequence.C2WS, "these paths follow the source camera anyway"),
+    ):
+        if getattr(args, flag) is None and (seq.path / name).is_file():
+            print(f"note: {name} is there but unused ({instead}); give --{flag} {name} to use it")
     if seq.bad_depth_share:
         print(f"note: {seq.bad_depth_share:.2%} of the depth values are not positive finite "
               "numbers and become holes")
@@ -156,10 +146,7 @@ def say_what_is_unused(args, seq):
 
 @dataclass(frozen=True)
 class Warper:
-    """What is the same for all frames of a run.
-
-    device: where it is computed. views: what fusion.fill takes, or None.
-    """
+    """What all frames of a run have in common. views: what fusion.fill takes, or None."""
 
     seq: sequence.Sequence
     mode: str
@@ -168,24 +155,27 @@ class Warper:
     views: tuple | None
 
     def warp(self, cameras, outputs, pixels, depth):
-        """Source frames seen from the target cameras of some output frames.
+        """What the target cameras of some output frames see, as warp_chunk returns it.
 
-        outputs: a slice or list of indices of the output; pixels uint8 [n, H, W, 3] and depth
-        [n, H, W] of the source frames that they show. Returns what warp_chunk does.
+        outputs: a slice or list of indices. pixels uint8 [n, H, W, 3] and depth [n, H, W] are of
+        the source frames that these outputs show.
         """
-        k = self.tensor(self.seq.intrinsics[cameras.frames[outputs]])
+        sources = cameras.frames[outputs]
+        c2w = cameras.c2w[outputs]
+        motion = self.tensor(np.linalg.inv(c2w))
+        k = self.tensor(self.seq.intrinsics[sources])
         k_target = self.tensor(cameras.intrinsics[outputs])
-        motion = self.tensor(np.linalg.inv(cameras.c2w[outputs]))
         depth = depth.to(self.device)
         if self.edge_threshold:
             depth = warp.cut_edges(depth, self.edge_threshold)
+        if self.views is None:
+            return warp_chunk(self.mode, pixels, depth, motion, k, k_target)
 
         def fill(x, mask):
-            c2w = self.seq.c2w[cameras.frames[outputs]] @ cameras.c2w[outputs]
+            world = self.tensor(self.seq.c2w[sources] @ c2w)
             z = fusion.z_buffer(depth, motion, k, k_target)
-            return fusion.fill(x, mask, z, self.views, self.tensor(c2w), k_target)
+            return fusion.fill(x, mask, z, self.views, world, k_target)
 
-        fill = fill if self.views else None
         return warp_chunk(self.mode, pixels, depth, motion, k, k_target, fill)
 
     def tensor(self, array):
@@ -195,7 +185,7 @@ class Warper:
 def warp_chunk(mode, pixels, depth, motion, k, k_target=None, fill=None):
     """uint8 [n, H, W, 3] in, (uint8 [n, H, W, 3], bool [n, H, W]) out; on depth's device.
 
-    fill: called with the new views and their masks, returns both with fewer holes.
+    fill: takes the new views and their masks, returns both with fewer holes.
     """
     frames = video.to_signed(torch.from_numpy(pixels).to(depth.device))
     x, mask = warp.render(mode, frames, depth, motion, k, k_target)
@@ -208,8 +198,8 @@ def static_views(seq, device):
     """What fusion.fill takes: reference frames, their static depth, c2w and K."""
     at = np.linspace(0, seq.info.frames - 1, REFERENCE_FRAMES)
     at = np.unique(at.round().astype(int))
-    frames = torch.from_numpy(video.read_frames(seq.rgb_path, at))
-    frames = video.to_signed(frames.to(device))
+    frames = torch.from_numpy(video.read_frames(seq.rgb_path, at)).to(device)
+    frames = video.to_signed(frames)
     depth = torch.cat([seq.depth(i, i + 1) for i in at]).to(device)
     c2w = torch.from_numpy(seq.c2w[at]).to(device)
     k = torch.from_numpy(seq.intrinsics[at]).to(device)
@@ -222,10 +212,7 @@ def batch_size(device):
 
 
 def source_chunks(seq, frames, size):
-    """Yield (outputs, pixels, depth) of `size` frames at a time.
-
-    outputs: a slice of the output; pixels uint8 [n, H, W, 3]; depth [n, H, W].
-    """
+    """Yield (slice of the output, uint8 [n, H, W, 3], depth [n, H, W]), `size` frames at a time."""
     if np.array_equal(frames, np.arange(len(frames))):
         start = 0
         for pixels in video.iter_chunks(seq.rgb_path, size):
@@ -256,8 +243,8 @@ def in_threads(function, items, device):
 def write_set(args, warper, cameras, number, tags, progress):
     """Write render, mask and cameras of one path; return the hole share of each frame, [N].
 
-    The render, which others look for, comes last, after the old one is gone: an interrupted run
-    leaves no render beside another's mask or cameras.
+    Others look for the render. So the old one goes first and the new one comes last (the writers
+    are left in reverse order): an interrupted run leaves none beside another's mask or cameras.
     """
     seq = warper.seq
     render = seq.path / f"{args.mode}_render{number}.mp4"
@@ -277,16 +264,8 @@ def write_set(args, warper, cameras, number, tags, progress):
         render_writer.finish()
         mask_writer.finish()
         render.unlink(missing_ok=True)
-        save_cameras(seq.path / f"{args.mode}_cameras{number}.npz", cameras)
-    return np.array(holes)  # the files are moved into place from the last writer to the first
-
-
-def save_cameras(path, cameras):
-    """The target cameras as --cameras reads them, written beside the name and moved into place."""
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as file:
-        np.savez(file, c2w=cameras.c2w, intrinsics=cameras.intrinsics, frames=cameras.frames)
-    part.replace(path)
+        trajectory.write_cameras(seq.path / f"{args.mode}_cameras{number}.npz", cameras)
+    return np.array(holes)
 
 
 def origin(args, seq):
@@ -323,12 +302,8 @@ def warn_of_holes(number, frames, holes):
 
 def warn_of_stale(args, seq, count):
     """Name renders of an earlier run with more paths: finetuning would take them too."""
-    stale = []
-    for number in range(count + 1, 1000):
-        path = seq.path / f"{args.mode}_render{number}.mp4"
-        if path.exists():
-            stale.append(path.name)
-    if stale:
+    names = [f"{args.mode}_render{number}.mp4" for number in range(count + 1, 1000)]
+    if stale := [name for name in names if (seq.path / name).exists()]:
         print(f"warning: {', '.join(stale)} stay from an earlier run and would be used too; "
               "delete them if not wanted")
 
@@ -359,6 +334,7 @@ def main():
     seq = sequence.open_sequence(args.data_path, *files)
     radius = None if args.cameras else seq.pivot_depth * args.radius_scale
     paths = camera_paths(args, seq, radius)
+    check_time(args, paths)
     say_what_is_unused(args, seq)
     orbit = f"orbit radius {radius:.4g}, " if radius else ""
     size = f"{seq.info.width} x {seq.info.height}"

@@ -41,10 +41,8 @@ def pick_device(name=None):
         raise InputError(f"--device {name}: use cpu, cuda or cuda:N")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(
-            f"--device {name}: this machine has {count} CUDA GPUs (counted from cuda:0); use one "
-            "that is there or --device cpu"
-        )
+        raise InputError(f"--device {name}: this machine has {count} CUDA GPUs (counted from "
+                         "cuda:0); use one that is there or --device cpu")
     return device
 
 

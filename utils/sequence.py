@@ -68,10 +68,8 @@ class Sequence:
         """
         centre = self.depth(0, 1)[0, self.info.height // 2, self.info.width // 2]
         if centre == 0:
-            raise InputError(
-                f"{self.path}: the depth at the centre of the first frame, which the paths turn "
-                "about, is not a positive number; fill it in, or give the target cameras themselves"
-            )
+            raise InputError(f"{self.path}: the depth at the centre of the first frame, which the "
+                             "paths turn about, is not a positive number; fill it in")
         return centre.item()
 
     @cached_property
@@ -98,17 +96,14 @@ def load_array(path, shapes):
     fits = any(_has_shape(array, shape) for shape in shapes)
     if not fits or array.dtype.kind not in "fiu" or array.size == 0:
         expected = " or ".join(str(shape) for shape in shapes).replace("None", "any")
-        raise InputError(
-            f"{path}: got {array.dtype} of shape {array.shape}; expected numbers of shape "
-            f"{expected}"
-        )
+        raise InputError(f"{path}: got {array.dtype} of shape {array.shape}; expected numbers of "
+                         f"shape {expected}")
     return array
 
 
 def _has_shape(array, shape):
-    if array.ndim != len(shape):
-        return False
-    return all(size in (None, got) for size, got in zip(shape, array.shape, strict=True))
+    filled = [got if size is None else size for size, got in zip(shape, array.shape, strict=False)]
+    return array.ndim == len(shape) and array.shape == tuple(filled)
 
 
 def half_if_exact(depth):
@@ -135,10 +130,8 @@ def check_poses(name, poses):
     for index, pose in enumerate(np.asarray(poses, np.float64).reshape(-1, 4, 4)):
         fault = _fault_of_pose(pose)
         if fault:
-            raise InputError(
-                f"{name}: pose {index} {fault}; expected rotations and translations: finite "
-                "numbers, R R^T = 1, determinant 1, last row 0 0 0 1"
-            )
+            raise InputError(f"{name}: pose {index} {fault}; expected rotations and translations: "
+                             "finite numbers, R R^T = 1, determinant 1, last row 0 0 0 1")
 
 
 def _fault_of_pose(pose):
@@ -165,16 +158,12 @@ def check_intrinsics(name, k, size=None):
     for index, matrix in enumerate(np.asarray(k, np.float64).reshape(-1, 3, 3)):
         if not _is_pinhole(matrix):
             rows = ", ".join(_numbers(row) for row in matrix)
-            raise InputError(
-                f"{name}: K {index} is {rows}; expected positive focal lengths and a pinhole "
-                "camera's K: fx 0 cx, 0 fy cy, 0 0 1"
-            )
+            raise InputError(f"{name}: K {index} is {rows}; expected positive focal lengths and a "
+                             "pinhole camera's K: fx 0 cx, 0 fy cy, 0 0 1")
         centre = matrix[:2, 2]
         if size and not ((centre > 0) & (centre < size)).all():
-            raise InputError(
-                f"{name}: K {index} has its principal point at {_numbers(centre)}; expected it "
-                f"inside the picture, {size[0]} x {size[1]}"
-            )
+            raise InputError(f"{name}: K {index} has its principal point at {_numbers(centre)}; "
+                             f"expected it inside the picture, {size[0]} x {size[1]}")
 
 
 def _is_pinhole(k):
@@ -216,16 +205,13 @@ def open_sequence(path, depth_file=DEPTH, intrinsics_file=None, extrinsics_file=
     """Open and check a sequence folder; the files are relative to it. Raises InputError."""
     path = Path(path)
     if not path.is_dir():
-        raise InputError(
-            f"{path}: no such folder; expected a sequence folder with gt_rgb.mp4 and {DEPTH}"
-        )
+        raise InputError(f"{path}: no such folder; expected a sequence folder with gt_rgb.mp4 and "
+                         f"{DEPTH}")
     info = video.probe(path / "gt_rgb.mp4")
     depth_map = load_array(path / depth_file, [(None, None, None)])
     if len(depth_map) != info.frames:
-        raise InputError(
-            f"{path / depth_file}: got {len(depth_map)} depth maps for the {info.frames} frames of "
-            "gt_rgb.mp4; expected one a frame"
-        )
+        raise InputError(f"{path / depth_file}: got {len(depth_map)} depth maps for the "
+                         f"{info.frames} frames of gt_rgb.mp4; expected one a frame")
     k_path = path / intrinsics_file if intrinsics_file else None
     k = video_intrinsics(k_path, info, depth_map.shape[1:])
     c2w = camera_poses(path / extrinsics_file, info.frames) if extrinsics_file else None

@@ -90,14 +90,13 @@ def random_keyframes(seed, count):
     rng = random.Random(seed)
     paths = []
     for _ in range(count):
-        keys = {}  # in the published order: first the ends of all axes, then what lies between
-        for axis in AXES:
-            keys[axis] = [rng.uniform(-RANGES[axis], RANGES[axis]) for _ in range(2)]
-        for axis in AXES:
-            low, high = keys[axis]
-            between = [rng.uniform(low, high) for _ in range(2)]
+        keys = {}
+        for axis, limit in RANGES.items():
+            keys[axis] = [rng.uniform(-limit, limit), rng.uniform(-limit, limit)]
+        for ends in keys.values():  # in the published order: after the ends of all axes
             # The published code scales only these two r by R; here all four are fractions of R.
-            keys[axis] = sorted(keys[axis] + between)
+            ends += [rng.uniform(*ends), rng.uniform(*ends)]
+            ends.sort()
         paths.append(keys)
     return paths
 
@@ -172,15 +171,11 @@ def preset_keyframes(item):
     keys = keyframes(value)
     factor = min(keys.get("zoom", [1]))
     if factor <= 0:
-        raise InputError(
-            f"--trajs {item}: got a focal length of {factor:g} times the source's; expected a "
-            "factor above 0"
-        )
+        raise InputError(f"--trajs {item}: got a focal length of {factor:g} times the source's; "
+                         "expected a factor above 0")
     if max(keys.get("r", [0])) >= 1:
-        raise InputError(
-            f"--trajs {item}: got a move of {value:g} radii to the pivot or past it; expected less "
-            "than 1"
-        )
+        raise InputError(f"--trajs {item}: got a move of {max(keys['r']):g} radii, to the pivot or "
+                         "past it; expected below 1")
     return keys
 
 
@@ -222,10 +217,17 @@ def read_cameras(path, intrinsics):
     in_order = np.array_equal(frames, np.arange(count))
     still = frames.shape == (count,) and (frames == frames[0]).all() and frames[0] in range(count)
     if not in_order and not still:
-        raise InputError(
-            f"{path}: frames must be 0 to {count - 1}, or one frame number {count} times"
-        )
+        raise InputError(f"{path}: frames must be 0 to {count - 1}, or one frame number {count} "
+                         "times")
     return Cameras(c2w, k, frames.astype(int))
+
+
+def write_cameras(path, cameras):
+    """Write an npz that read_cameras reads, beside its name and moved into place."""
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb") as file:
+        np.savez(file, c2w=cameras.c2w, intrinsics=cameras.intrinsics, frames=cameras.frames)
+    part.replace(path)
 
 
 def _read_arrays(path):
@@ -240,17 +242,13 @@ def _read_arrays(path):
         names = [name for name in ("c2w", "intrinsics", "frames") if name in data]
         return {name: np.array(data[name]) for name in names}
     except sequence.UNREADABLE as error:
-        raise InputError(
-            f"{path}: not readable ({error}); expected an npy, npz or json with c2w (4, 4) or "
-            "(N, 4, 4)"
-        ) from error
+        raise InputError(f"{path}: not readable ({error}); expected an npy, npz or json with c2w "
+                         "(4, 4) or (N, 4, 4)") from error
 
 
 def _one_a_frame(path, name, array, shape, count):
     """Numbers of `shape`, or one such a frame, as float64 [count, *shape]."""
     if array.dtype.kind not in "fiu" or array.shape not in (shape, (count, *shape)):
-        raise InputError(
-            f"{path}: {name} is {array.dtype} of shape {array.shape}; expected numbers of shape "
-            f"{shape} or {(count, *shape)}, as the video has {count} frames"
-        )
+        raise InputError(f"{path}: {name} is {array.dtype} of shape {array.shape}; expected "
+                         f"numbers of shape {shape}, or {(count, *shape)} for the {count} frames")
     return np.broadcast_to(array.astype(np.float64), (count, *shape))

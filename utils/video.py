@@ -24,7 +24,8 @@ from av.video.reformatter import VideoReformatter
 from utils.cli import InputError
 
 MATRICES = {1: "bt709", 9: "bt2020", 10: "bt2020"}  # by number in ITU-T H.273; all others: bt601
-TAGS = {"bt601": 6, "bt709": 1}  # the numbers that are written, for matrix, primaries and transfer
+TAGS = {"bt601": 6, "bt709": 1}  # what is written as matrix, primaries and transfer
+MATRIX_NAMES = {"bt601": "ITU601", "bt709": "ITU709"}  # PyAV's
 LIMITED_RANGE = 1
 
 
@@ -48,16 +49,14 @@ def probe(path):
     A file without a tag counts as BT.601, as FFmpeg and OpenCV (the published code) read it.
     Raises InputError if the file is missing, is no video or has no frames.
     """
-    with _open(path) as container:
-        stream = _video_stream(path, container)
-        first = next(_decode(path, container, stream), None)
-        count = _promised_frames(container, stream)
-        if first is None or count < 1:
-            raise InputError(_no_video(path))
+    with _opened(path) as (container, stream):
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise InputError(f"{path}: got no frames; expected at least one")
         height, width = _upright(first, first.to_ndarray(format="gray")).shape
         fps = Fraction(stream.average_rate).limit_denominator(1001)
         matrix = MATRICES.get(stream.codec_context.colorspace, "bt601")
-    return VideoInfo(count, height, width, fps, matrix)
+        return VideoInfo(_promised_frames(container, stream), height, width, fps, matrix)
 
 
 def iter_frames(path):
@@ -65,54 +64,38 @@ def iter_frames(path):
 
     Raises InputError if a frame cannot be decoded, or if there are not as many as promised.
     """
-    with _open(path) as container:
-        stream = _video_stream(path, container)
+    count = 0
+    size = {}  # of the first frame; should a later one have another, it is scaled
+    reformatter = VideoReformatter()  # the same bytes as OpenCV's, so as published
+    with _opened(path) as (container, stream):
         stream.thread_type = "AUTO"
-        reformatter = VideoReformatter()  # the same bytes as OpenCV's, so as published
-        size = {}  # of the first frame; should a later one have another, it is scaled
-        count = 0
-        for frame in _decode(path, container, stream):
+        for frame in container.decode(stream):
             count += 1
             size = size or {"width": frame.width, "height": frame.height}
             rgb = reformatter.reformat(frame, format="rgb24", interpolation="BICUBIC", **size)
             yield _upright(frame, rgb.to_ndarray())
         promised = _promised_frames(container, stream)
-    if count != promised:
-        raise InputError(
-            f"{path}: its header promises {promised} frames, {count} can be decoded (cut off, or "
-            "cut without re-encoding?); encode it again"
-        )
+    if count != promised or count == 0:
+        raise InputError(f"{path}: its header promises {promised} frames, {count} can be decoded "
+                         "(cut off, or cut without re-encoding?); encode it again")
 
 
-def _open(path):
-    """The opened container of a file; only local files, whatever a playlist in it may name."""
+@contextlib.contextmanager
+def _opened(path):
+    """(container, video stream) of a local file; what goes wrong with it becomes an InputError."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
+    local = {"protocol_whitelist": "file"}  # whatever else a playlist may name
+    expected = "expected a video with at least one frame, such as mp4 with H.264"
     try:
-        return av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        with av.open(f"file:{path}", options=local) as container:
+            stream = container.streams.best("video")
+            if stream is None or not stream.average_rate:
+                raise InputError(f"{path}: got no moving picture; {expected}")
+            yield container, stream
     except av.FFmpegError as error:
-        raise InputError(f"{_no_video(path)}; {error.strerror}") from error
-
-
-def _no_video(path):
-    return f"{path}: got no readable video; expected a file with at least one frame (mp4, H.264)"
-
-
-def _video_stream(path, container):
-    stream = container.streams.best("video")
-    if stream is None or not stream.average_rate:
-        raise InputError(_no_video(path))
-    return stream
-
-
-def _decode(path, container, stream):
-    """Yield the frames of a stream as PyAV has them."""
-    try:
-        yield from container.decode(stream)
-    except av.FFmpegError as error:
-        raise InputError(
-            f"{path}: could not be decoded ({error.strerror}); if it is cut off, encode it again"
-        ) from error
+        raise InputError(f"{path}: could not be decoded ({error.strerror}); {expected}; if it is "
+                         "cut off, encode it again") from error
 
 
 def _promised_frames(container, stream):
@@ -165,23 +148,21 @@ def read_mask(path):
 
 def read_grey16(path):
     """A video of 16-bit grey, uint16 [N, h, w]. Raises InputError if its pixels are others."""
-    with _open(path) as container:
-        stream = _video_stream(path, container)
-        pixels = stream.codec_context.pix_fmt
-        if not pixels or not pixels.startswith("gray16"):
-            raise InputError(
-                f"{path}: its pixels are {pixels}; expected 16-bit grey, such as PNG or FFV1 in mkv"
-            )
-        frames = _decode(path, container, stream)
-        return np.stack([frame.to_ndarray(format="gray16le") for frame in frames])
+    with _opened(path) as (container, stream):
+        pixels = str(stream.codec_context.pix_fmt)
+        if not pixels.startswith("gray16"):
+            raise InputError(f"{path}: its pixels are {pixels}; expected 16-bit grey, such as PNG "
+                             "or FFV1 in mkv")
+        frames = [frame.to_ndarray(format="gray16le") for frame in container.decode(stream)]
+    return np.stack(frames)
 
 
 def made_of(path):
     """The dict that VideoWriter was given as `tags`; None if there is none or no such video."""
     try:
-        with _open(path) as container:
+        with _opened(path) as (container, _):
             tags = json.loads(container.metadata.get("comment", "null"))
-    except ValueError:  # InputError and what is no JSON
+    except ValueError:  # InputError, and what is no JSON
         return None
     return tags if isinstance(tags, dict) else None
 
@@ -215,10 +196,9 @@ class VideoWriter:
         self.reformatter = VideoReformatter()
         self.count = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        where = {"format": "mp4", "options": {"movflags": "faststart"}}
         with self._clear_errors():
-            self.container = av.open(
-                f"file:{self.part}", "w", format="mp4", options={"movflags": "faststart"}
-            )
+            self.container = av.open(f"file:{self.part}", "w", **where)
         if tags is not None:
             self.container.metadata["comment"] = json.dumps(tags)
         self.stream = self._add_stream(info, crf)
@@ -226,10 +206,10 @@ class VideoWriter:
     def _add_stream(self, info, crf):
         fps = Fraction(info.fps)
         options = {"crf": str(crf), "threads": "auto"}
-        stream = self.container.add_stream("libx264", fps, options, width=info.width,
-                                           height=info.height, time_base=1 / fps)
-        even = info.height % 2 == 0 and info.width % 2 == 0
+        size = {"width": info.width, "height": info.height}
+        stream = self.container.add_stream("libx264", fps, options, time_base=1 / fps, **size)
         codec = stream.codec_context
+        even = info.height % 2 == 0 and info.width % 2 == 0
         codec.pix_fmt = "yuv420p" if even and crf > 0 else "yuv444p"
         codec.thread_type = "AUTO"
         codec.color_range = LIMITED_RANGE
@@ -240,22 +220,17 @@ class VideoWriter:
         if frames.dtype == bool:
             frames = frames.astype(np.uint8) * 255
         assert frames.dtype == np.uint8, frames.dtype
+        codec = self.stream.codec_context
+        colour = {"dst_colorspace": MATRIX_NAMES[self.matrix], "dst_color_range": LIMITED_RANGE}
         for pixels in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), self.pixels)
             frame.pts = self.count
-            frame.time_base = self.stream.codec_context.time_base
+            frame.time_base = codec.time_base
             self.count += 1
             with self._clear_errors():
-                self.container.mux(self.stream.encode(self._to_yuv(frame)))
-
-    def _to_yuv(self, frame):
-        return self.reformatter.reformat(
-            frame,
-            format=self.stream.codec_context.pix_fmt,
-            dst_colorspace="ITU601" if self.matrix == "bt601" else "ITU709",
-            dst_color_range=LIMITED_RANGE,
-            interpolation="BICUBIC",
-        )
+                yuv = self.reformatter.reformat(frame, format=codec.pix_fmt,
+                                                interpolation="BICUBIC", **colour)
+                self.container.mux(self.stream.encode(yuv))
 
     def finish(self):
         """Make the file whole, still beside its name; leaving the writer moves it into place."""

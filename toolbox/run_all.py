@@ -4,7 +4,7 @@
         --transformer_id checkpoints/cognvs_ckpt_inpaint \\
         --output_dir checkpoints/cognvs_ckpt_finetuned_bear
 
-The stages: training pairs, evaluation renders of the paths in trajs/, finetuning, inference, and
+The stages: training pairs, evaluation renders of the camera paths, finetuning, inference, and
 videos side by side. The videos go to <data_path>/outputs/<name of output_dir>/.
 
 A stage is skipped when its results are there and were made with the same settings from the same
@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from finetune import checkpoint
 from utils import cli, pipeline, sequence
 from utils.cli import InputError
 
@@ -35,8 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "finetune" / "finetune_cognvs.sh"
 # Settings of finetune_cognvs.sh that are given by this program, or leave the weights as they are.
 NOT_COMPARED = (
-    "model_path", "transformer_id", "output_dir", "base_dir_input", "total_samples", "last",
-    "checkpointing_steps", "checkpointing_limit", "resume_from_checkpoint", "accelerate_config",
+    "model_path", "transformer_id", "output_dir", "base_dir_input", "total_samples",
+    "checkpointing_steps", "checkpointing_limit", "resume_from_checkpoint", "evaluation_steps",
     "do_validation", "validation_steps", "validation_renders", "report_to", "gpu_memory", "compile",
     "gradient_checkpointing",
 )
@@ -66,6 +67,7 @@ def parse_args():
     add("--model_path", type=Path, required=True, help="base model, CogVideoX-5b-I2V")
     add("--transformer_id", type=Path, required=True, help="CogNVS weights to start from")
     add("--output_dir", type=Path, required=True, help="where the finetuned weights go")
+    add("--trajs", type=Path, default=ROOT / "trajs", help="folder of camera paths, .txt")
     add("--num_train_render", type=int, default=8, help="training pairs")
     add("--num_inference_steps", type=int, default=50)
     add("--no_composite", action="store_true",
@@ -84,7 +86,7 @@ def complete(args):
 
     Raises InputError for folders that are not what they should be.
     """
-    for name in ("data_path", "model_path", "transformer_id", "output_dir"):
+    for name in ("data_path", "model_path", "transformer_id", "output_dir", "trajs"):
         setattr(args, name, getattr(args, name).resolve())
     if not (args.data_path / "gt_rgb.mp4").is_file():
         raise InputError(f"--data_path {args.data_path}: no gt_rgb.mp4 there; expected a sequence "
@@ -117,11 +119,10 @@ def identities(folder, names):
 
 
 def read_record(stage):
-    """The record of a stage; without settings, inputs and results if there is none."""
-    try:
-        return json.loads(stage.record.read_text())
-    except (FileNotFoundError, ValueError):
-        return {"settings": None, "inputs": None, "results": {}}
+    """The record of a stage; an empty one if it was not made yet."""
+    if not stage.record.is_file():
+        return {"settings": {}, "inputs": {}, "results": {}}
+    return json.loads(stage.record.read_text())
 
 
 def write_record(stage, results):
@@ -139,10 +140,9 @@ def result_hashes(stage):
 
 def is_done(stage):
     """Whether all results are there as the stage left them, made from the same."""
-    record = read_record(stage)
-    same = (record["settings"], record["inputs"]) == (stage.settings, stage.inputs)
     hashes = result_hashes(stage)
-    return same and len(hashes) == len(stage.results) and record["results"] == hashes
+    made = {"settings": stage.settings, "inputs": stage.inputs, "results": hashes}
+    return len(hashes) == len(stage.results) and read_record(stage) == made
 
 
 def delete_surplus(stage):
@@ -185,17 +185,17 @@ def run(command, env=None):
     try:
         while process.poll() is None:
             peak = max(peak, gpu_memory())
-            try:
-                process.wait(timeout=1)
-            except subprocess.TimeoutExpired:
-                continue
-    except KeyboardInterrupt:
-        process.wait()  # Ctrl-C reached the command too, which may still have something to save
+            time.sleep(0.3)
+    except KeyboardInterrupt:  # Ctrl-C reached the command too, which may have something to save
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        process.wait()
         sys.exit(130)
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
+    if process.returncode < 0:
+        sys.exit(f"error: {command[1]} was ended by {signal.Signals(-process.returncode).name}")
     if process.returncode:
         sys.exit(process.returncode)
     return peak
@@ -218,12 +218,6 @@ def perform(stage, make, table):
 # The stages
 
 
-def source_hashes(args):
-    """Hashes of what the renders are made of."""
-    names = ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS]
-    return identities(args.data_path, names)
-
-
 def numbered(folder, pattern, count):
     """folder/pattern with the numbers 1 to count."""
     return [folder / pattern.format(i) for i in range(1, count + 1)]
@@ -235,7 +229,8 @@ def render_stage(args, name, mode, count, settings, inputs):
     for pattern in ("cameras{}.npz", "mask{}.mp4", "render{}.mp4"):
         results += numbered(args.data_path, f"{mode}_{pattern}", count)
     record = args.data_path / f"run_all_{mode}_renders.json"
-    stage = Stage(name, record, settings, source_hashes(args) | inputs, results)
+    source = identities(args.data_path, ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS])
+    stage = Stage(name, record, settings, source | inputs, results)
     refuse_foreign_renders(stage, mode)
     return stage
 
@@ -244,6 +239,8 @@ def make_renders(args, mode):
     command = [sys.executable, "data_gen.py", "--data_path", args.data_path, "--mode", mode]
     if mode == "train":
         command += ["--num_train_render", args.num_train_render]
+    else:
+        command += ["--trajs", args.trajs]
     if (args.data_path / sequence.INTRINSICS).is_file():
         command += ["--intrinsics_file", sequence.INTRINSICS]
     return run(command)
@@ -257,7 +254,7 @@ def base_hashes(args):
 def finetuning_settings(args):
     """Every setting of finetune_cognvs.sh that has to do with the weights, as text."""
     settings = {}
-    for name, value in re.findall(r'^(\w+)="?([^"#\s$]*)"? *(?:#.*)?$', SCRIPT.read_text(), re.M):
+    for name, value in re.findall(r'^(\w+)="?([^"#\s$]+)"? *(?:#.*)?$', SCRIPT.read_text(), re.M):
         if name not in NOT_COMPARED:
             settings[name] = value
     for name in PASSED_ON:
@@ -281,56 +278,62 @@ def finetuning_stage(args, pairs):
     return Stage("finetuning", record, settings, inputs, [result])
 
 
-def checkpoints(output_dir, pattern):
-    """Names of the whole checkpoints in a run's folder that match a regular expression."""
-    there = output_dir.iterdir() if output_dir.is_dir() else []
-    return [path.name for path in there if re.fullmatch(pattern, path.name)]
-
-
 def refuse_other_run(output_dir, stage):
     """InputError if output_dir holds a run of other settings or inputs; train_epochs may grow."""
-    if not checkpoints(output_dir, r"(my_)?checkpoint-\d+(_[a-z]+)?"):
+    if not checkpoint.list_weights(output_dir) and not checkpoint.list_states(output_dir):
         return
-    begun = read_record(stage)
     what_to_do = "give another --output_dir, or delete this one"
-    if begun["settings"] is None:
-        raise InputError(f"--output_dir {output_dir}: holds checkpoints of a run that run_all.sh "
-                         f"did not begin; {what_to_do}")
-    for name, now in stage.settings.items():
-        before = begun["settings"].get(name)
-        if name != "train_epochs" and before != now:
-            raise InputError(f"--output_dir {output_dir}: holds a run with {name} {before}, and "
-                             f"it is {now} now; {what_to_do}")
-    for name in stage.inputs | begun["inputs"]:
-        if begun["inputs"].get(name) != stage.inputs.get(name):
-            raise InputError(f"--output_dir {output_dir}: holds a run with another {name}; "
-                             f"{what_to_do}")
-    before, now = begun["settings"]["train_epochs"], stage.settings["train_epochs"]
-    if int(now) < int(before):
-        raise InputError(f"--output_dir {output_dir}: holds a run of {before} train_epochs, got "
-                         f"{now}; give {before} or more, or another --output_dir")
+    if not stage.record.is_file():
+        raise InputError(f"--output_dir {output_dir}: holds a run that run_all.sh did not begin; "
+                         f"{what_to_do}")
+    begun = read_record(stage)
+    before = begun["settings"] | begun["inputs"]
+    now = stage.settings | stage.inputs
+    changed = []
+    for name in before | now:
+        if before.get(name) != now.get(name) and name != "train_epochs":
+            changed.append(name)
+    if changed:
+        raise InputError(f"--output_dir {output_dir}: holds a run with another "
+                         f"{' and '.join(changed)} (see {stage.record.name} there); {what_to_do}")
+    if int(now["train_epochs"]) < int(before["train_epochs"]):
+        raise InputError(f"--train_epochs {now['train_epochs']}: {output_dir} holds a run of "
+                         f"{before['train_epochs']}; expected at least as many, or {what_to_do}")
     there = identities(output_dir, begun["results"])
-    for name in there:
-        if there[name] != begun["results"][name]:
+    for name, known in begun["results"].items():
+        if there.get(name, known) != known:
             raise InputError(f"{output_dir / name}: was changed after it was made; {what_to_do}")
+
+
+def accelerate_config(num_processes):
+    """The text of accelerate_config.yaml for the first num_processes GPUs, or for the CPU."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    gpus = torch.cuda.device_count()
+    if num_processes >= gpus:
+        gpu_ids = "all"
+    elif len(visible) >= gpus:
+        gpu_ids = ",".join(visible[:num_processes])
+    else:
+        gpu_ids = ",".join(map(str, range(num_processes)))
+    text = (SCRIPT.parent / "accelerate_config.yaml").read_text()
+    text = re.sub("^gpu_ids:.*", f'gpu_ids: "{gpu_ids}"', text, flags=re.M)
+    return re.sub("^num_processes:.*", f"num_processes: {num_processes}", text, flags=re.M)
 
 
 def finetune(args, stage, begun):
     """Begin the training or go on with it. begun: the record of the stage until now."""
-    if begun["settings"] == stage.settings and stage.results[0].is_dir():
+    steps = int(stage.settings["train_epochs"])
+    if begun["settings"] == stage.settings and steps in checkpoint.list_weights(args.output_dir):
         return 0  # the run before this one was stopped after its last checkpoint
     write_record(stage, results={})  # for the next start to know what this one began
-    config = (SCRIPT.parent / "accelerate_config.yaml").read_text()
-    config = re.sub("^gpu_ids:.*", "gpu_ids: all", config, flags=re.M)
-    config = re.sub("^num_processes:.*", f"num_processes: {args.num_processes}", config, flags=re.M)
-    resume = "latest" if checkpoints(args.output_dir, r"checkpoint-\d+") else ""
+    resume = "latest" if checkpoint.list_states(args.output_dir) else ""
     command = ["sh", SCRIPT, "--model_path", args.model_path, "--output_dir", args.output_dir,
                "--transformer_id", args.transformer_id, "--base_dir_input", args.data_path,
                "--memory", args.memory, "--total_samples", 0, "--resume_from_checkpoint", resume]
     for name in PASSED_ON:
         command += [f"--{name}", stage.settings[name]]
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(config)
+        file.write(accelerate_config(args.num_processes))
         file.flush()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return run(command, os.environ | {"accelerate_config": file.name, "PATH": path})
@@ -374,7 +377,7 @@ def main():
     args = parse_args()
     complete(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run() ends what it started
-    paths = identities(ROOT / "trajs", [path.name for path in (ROOT / "trajs").glob("*.txt")])
+    paths = identities(args.trajs, sorted(path.name for path in args.trajs.glob("*.txt")))
     pairs = render_stage(args, "training pairs", "train", args.num_train_render,
                          {"num_train_render": args.num_train_render}, {})
     renders = render_stage(args, "evaluation renders", "eval", len(paths),

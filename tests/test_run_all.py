@@ -1,0 +1,174 @@
+"""run_all.sh: what is done is skipped, what changed is made anew, another run is refused."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, call
+
+from toolbox import run_all
+from utils import cli, video
+
+PATHS = 10  # more than nine: as text, 10 comes before 2
+
+
+def start(model, folder, *more):
+    """run_all.py on folder/room and folder/trajs into folder/out."""
+    return call("toolbox.run_all", "--data_path", folder / "room", "--trajs", folder / "trajs",
+                "--model_path", model / "base", "--transformer_id", model / "cognvs_ckpt_inpaint",
+                "--output_dir", folder / "out", "--num_train_render", 2, "--memory", "single",
+                "--num_inference_steps", 1, "--train_epochs", 1, *more)
+
+
+def files(folder):
+    """{path: time of its last change} of all files."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def outputs(folder, name):
+    """{number: path} of the videos that inference or side by side made."""
+    found = (folder / "room/outputs/out").glob(f"eval_render*_{name}.mp4")
+    return {int(path.name.split("_")[1].removeprefix("render")): path for path in found}
+
+
+@pytest.fixture(scope="module")
+def made(model, made_room, tmp_path_factory):
+    """A folder with room/ and trajs/, and what run_all.py made of them."""
+    folder = tmp_path_factory.mktemp("run_all")
+    shutil.copytree(made_room, folder / "room")
+    (folder / "trajs").mkdir()
+    for number in range(1, PATHS + 1):
+        path = folder / "trajs" / f"path{number:02}.txt"
+        path.write_text(f"0 {number}\n0 0\n0 0\n")
+    assert start(model, folder) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    """A copy of `made` elsewhere: where a result lies has no part in what it is made of."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def test_all_paths_come_out_and_are_skipped_the_next_time(model, folder, capfd):
+    assert sorted(outputs(folder, "out")) == sorted(outputs(folder, "side_by_side"))
+    assert sorted(outputs(folder, "out")) == list(range(1, PATHS + 1))
+    for number, path in outputs(folder, "out").items():
+        tags = video.made_of(path)
+        assert tags["render"] == cli.file_hash(folder / f"room/eval_render{number}.mp4")
+        assert tags["settings"]["composite"]
+    before = files(folder)
+    assert start(model, folder) == 0
+    said = capfd.readouterr().out
+    assert said.count("skipped: ") == 5 and "Look at" in said and "==" not in said
+    assert files(folder) == before
+
+
+def test_what_changed_is_made_anew_and_what_is_gone_leaves_nothing(model, folder, capfd):
+    render = (folder / "room/eval_render2.mp4").read_bytes()
+    output = cli.file_hash(outputs(folder, "out")[1])
+    (folder / "trajs/path02.txt").write_text("0 -9\n0 0\n0 0\n")
+    for number in range(3, PATHS + 1):
+        (folder / f"trajs/path{number:02}.txt").unlink()
+    assert start(model, folder, "--train_epochs", 2) == 0
+    said = capfd.readouterr()
+    assert "training pairs           skipped" in said.out and said.out.count("skipped: ") == 1
+    assert "1/2" in said.err  # finetuning went on with the first step's state
+    assert (folder / "room/eval_render2.mp4").read_bytes() != render
+    assert cli.file_hash(outputs(folder, "out")[1]) != output  # made by other weights
+    assert (folder / "out/my_checkpoint-2_transformer").is_dir()
+    assert sorted(outputs(folder, "out")) == sorted(outputs(folder, "side_by_side")) == [1, 2]
+    assert len([path for path in files(folder / "room") if "eval_" in path.name]) == 2 * 5 + 1
+
+
+def refused(model, folder, capfd, says, *more):
+    before = files(folder)
+    capfd.readouterr()
+    assert start(model, folder, *more) == 2
+    error = capfd.readouterr().err
+    assert says in error and error.startswith("error: ") and error.count("\n") == 1
+    assert files(folder) == before
+
+
+def test_another_run_is_not_gone_on_with(model, folder, capfd, tmp_path):
+    refused(model, folder, capfd, "another learning_rate", "--learning_rate", "1e-4")
+    refused(model, folder, capfd, "another num_train_render", "--num_train_render", 3)
+    refused(model, folder, capfd, "--train_epochs 0", "--train_epochs", 0)
+    other = shutil.copytree(model / "cognvs_ckpt_inpaint", tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    refused(model, folder, capfd, "another transformer_id (see run_all_finetuning.json",
+            "--transformer_id", other)
+    shutil.copy(folder / "room/eval_render1.mp4", folder / "room/train_render3.mp4")
+    refused(model, folder, capfd, "train_render3.mp4: expected train_render1.mp4 to train_render2 ")
+    (folder / "room/train_render3.mp4").unlink()
+    weights = folder / "out/my_checkpoint-1_transformer"
+    (weights / "config.json").write_text((weights / "config.json").read_text() + " ")
+    refused(model, folder, capfd, "my_checkpoint-1_transformer: was changed after it was made")
+    (folder / "out/run_all_finetuning.json").unlink()
+    refused(model, folder, capfd, "holds a run that run_all.sh did not begin")
+    (folder / "room/gt_rgb.mp4").unlink()
+    refused(model, folder, capfd, "no gt_rgb.mp4")
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A stage that was performed: it makes a.txt and b.txt."""
+    results = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    stage = run_all.Stage("test", tmp_path / "run_all_test.json", {"n": 2}, {"in": "0f"}, results)
+    assert not run_all.is_done(stage)
+    run_all.perform(stage, lambda: make(stage), [])
+    assert run_all.is_done(stage)
+    return stage
+
+
+def make(stage):
+    for path in stage.results:
+        path.write_text(f"made with {stage.settings}")
+    return 0
+
+
+def test_a_stage_is_done_by_its_settings_inputs_and_results(stage):
+    for attribute in ("settings", "inputs"):
+        before = getattr(stage, attribute)
+        setattr(stage, attribute, before | {"n": 3})
+        assert not run_all.is_done(stage)
+        setattr(stage, attribute, before)
+    assert run_all.is_done(stage)
+    stage.results[1].write_text("by hand")
+    assert not run_all.is_done(stage)
+    stage.results[1].unlink()
+    assert not run_all.is_done(stage)
+
+
+def test_a_stage_that_was_interrupted_is_not_done(stage):
+    stage.settings = {"n": 3}
+
+    def interrupted():
+        stage.results[0].write_text("half of")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all.perform(stage, interrupted, [])
+    assert not run_all.is_done(stage)
+    stage.settings = {"n": 2}
+    assert not run_all.is_done(stage)
+
+
+def test_only_what_the_stage_made_itself_is_deleted(stage):
+    kept = stage.results.pop()
+    run_all.perform(stage, lambda: make(stage), [])
+    assert not kept.exists()
+    stage.results.append(kept)
+    run_all.perform(stage, lambda: make(stage), [])
+    stage.results.pop()
+    kept.write_text("by hand")
+    run_all.perform(stage, lambda: make(stage), [])
+    assert kept.read_text() == "by hand" and run_all.is_done(stage)
+
+
+@pytest.mark.parametrize("script", ["run_all.sh", "quickstart.sh", "process_ckpts.sh"])
+def test_the_scripts_print_their_use(script):
+    command = ["sh", ROOT / "toolbox" / script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and script in done.stdout and not done.stderr

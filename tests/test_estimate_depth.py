@@ -28,28 +28,32 @@ def only_video(room):
 
 
 def save_depth_anything(folder, kind="metric"):
-    backbone = Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-                            image_size=70, patch_size=14, reshape_hidden_states=False,
-                            out_features=["stage1", "stage2"])  # fmt: skip
-    config = DepthAnythingConfig(backbone_config=backbone, reassemble_hidden_size=32, reassemble_factors=[4, 2],
-                                 neck_hidden_sizes=[8, 16], fusion_hidden_size=8, head_hidden_size=8,
-                                 depth_estimation_type=kind, max_depth=20)  # fmt: skip
+    backbone = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        image_size=70, patch_size=14, reshape_hidden_states=False,
+        out_features=["stage1", "stage2"])
+    config = DepthAnythingConfig(
+        backbone_config=backbone, reassemble_hidden_size=32, reassemble_factors=[4, 2],
+        neck_hidden_sizes=[8, 16], fusion_hidden_size=8, head_hidden_size=8,
+        depth_estimation_type=kind, max_depth=20)
     torch.manual_seed(0)
     model = DepthAnythingForDepthEstimation(config).eval()
-    model.head.conv3.weight.data *= 1e7  # fresh weights give next to the same depth everywhere
+    model.head.conv3.weight.data *= 1e7  # new weights give next to the same depth everywhere
     model.save_pretrained(folder)
-    processor = DPTImageProcessorPil(size={"height": 70, "width": 70}, keep_aspect_ratio=True, ensure_multiple_of=14)
+    processor = DPTImageProcessorPil(
+        size={"height": 70, "width": 70}, keep_aspect_ratio=True, ensure_multiple_of=14)
     processor.save_pretrained(folder)
     return model, processor
 
 
 def save_depth_pro(folder, fov_deg):
-    vit = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-           "intermediate_size": 16, "patch_size": 4, "image_size": 16}  # fmt: skip
+    vit = {"model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2,
+           "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 4, "image_size": 16}
     encoders = {f"{name}_model_config": dict(vit) for name in ("image", "patch", "fov")}
-    config = DepthProConfig(patch_size=16, fusion_hidden_size=16, intermediate_hook_ids=[1, 0], num_fov_head_layers=0,
-                            intermediate_feature_dims=[16, 16], scaled_images_feature_dims=[16, 16, 16],
-                            use_fov_model=True, **encoders)  # fmt: skip
+    config = DepthProConfig(
+        patch_size=16, fusion_hidden_size=16, intermediate_hook_ids=[1, 0], num_fov_head_layers=0,
+        intermediate_feature_dims=[16, 16], scaled_images_feature_dims=[16, 16, 16],
+        use_fov_model=True, **encoders)
     torch.manual_seed(0)
     model = DepthProForDepthEstimation(config).eval()
     model.head.layers[-2].weight.data.abs_()  # so that the ReLU after it leaves something
@@ -60,7 +64,8 @@ def save_depth_pro(folder, fov_deg):
 
 
 def estimate(room, model, *args):
-    return call("toolbox.geometry.estimate_depth", "--data_path", room, "--model_path", model, "--device", "cpu", *args)
+    return call("toolbox.geometry.estimate_depth", "--data_path", room, "--model_path", model,
+                "--device", "cpu", *args)
 
 
 def test_depth_anything_becomes_depth_in_metres(only_video, tmp_path, capsys):
@@ -86,14 +91,18 @@ def test_depth_pro_gives_the_focal_length_too(only_video, tmp_path, capsys):
     assert estimate(room, tmp_path / "model", "--no_steady") == 0
     seq = sequence.open_sequence(room, intrinsics_file=sequence.INTRINSICS)
     focal = 48 / np.tan(np.pi / 6)
-    np.testing.assert_allclose(seq.intrinsics[3], [[focal, 0, 48], [0, focal, 32], [0, 0, 1]], rtol=1e-5)
+    k = [[focal, 0, 48], [0, focal, 32], [0, 0, 1]]
+    np.testing.assert_allclose(seq.intrinsics[3], k, rtol=1e-5)
     frame = torch.from_numpy(video.read_video(room / "gt_rgb.mp4")[10])[None].permute(0, 3, 1, 2)
-    with torch.no_grad():  # DepthProImageProcessor: rescaled, normalised, then resized without antialiasing
+    # as DepthProImageProcessor does: rescaled, normalised, then resized without antialiasing
+    with torch.no_grad():
         pixels = F.interpolate((frame / 255 - 0.5) / 0.5, (64, 64), mode="bilinear")
         canonical = model(pixel_values=pixels).predicted_depth
-    inverse = F.interpolate(canonical[None], (64, 96), mode="bilinear", antialias=True)[0, 0] * 96 / focal
+    inverse = F.interpolate(canonical[None], (64, 96), mode="bilinear", antialias=True)[0, 0]
+    inverse = inverse * 96 / focal
     np.testing.assert_allclose(seq.depth_map[10], 1 / inverse, rtol=2e-3)
-    assert f"wrote {room / sequence.DEPTH} and {room / sequence.INTRINSICS}: (17, 64, 96)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"wrote {room / sequence.DEPTH} and {room / sequence.INTRINSICS}: (17, 64, 96)" in out
 
 
 def test_what_cannot_give_metres_is_refused(only_video, tmp_path, capsys):
@@ -126,7 +135,8 @@ def test_nothing_is_overwritten_unasked(only_video, tmp_path, capsys):
     np.save(room / sequence.DEPTH, np.ones((17, 2, 3)))
     before = (room / sequence.DEPTH).read_bytes()
     assert estimate(room, tmp_path / "model") == 2
-    assert "give --overwrite" in capsys.readouterr().err and (room / sequence.DEPTH).read_bytes() == before
+    assert "give --overwrite" in capsys.readouterr().err
+    assert (room / sequence.DEPTH).read_bytes() == before
     np.save(room / sequence.INTRINSICS, np.eye(3))
     assert estimate(room, tmp_path / "model", "--overwrite") == 0
     assert f"{room / sequence.INTRINSICS} was there before" in capsys.readouterr().out
@@ -141,15 +151,19 @@ def test_nothing_is_overwritten_unasked(only_video, tmp_path, capsys):
 def test_random_scale_and_shift_are_steadied_away(only_video, shift, monkeypatch, capsys):
     room, depth = only_video
     rng = np.random.default_rng(0)
-    wrong = rng.uniform(0.8, 1.25, (17, 1, 1)) / depth + rng.uniform(-shift, shift, (17, 1, 1)) / np.median(depth)
+    wrong = rng.uniform(0.8, 1.25, (17, 1, 1)) / depth
+    wrong += rng.uniform(-shift, shift, (17, 1, 1)) / np.median(depth)
     frames = iter(wrong.astype(np.float32))
     config = SimpleNamespace(model_type="depth_anything")
     monkeypatch.setattr(estimate_depth, "load_config", lambda args: config)
-    monkeypatch.setattr(estimate_depth, "load_model", lambda args, config, device: (None, lambda frames: frames))
-    monkeypatch.setattr(estimate_depth, "predict", lambda model, pixels, size: (next(frames)[None], np.ones(1)))
+    monkeypatch.setattr(estimate_depth, "load_model",
+                        lambda args, config, device: (None, lambda frames: frames))
+    monkeypatch.setattr(estimate_depth, "predict",
+                        lambda model, pixels, size: (next(frames)[None], np.ones(1)))
     assert estimate(room, "exact") == 0
     words = capsys.readouterr().out.split("flicker ")[1].split()
-    assert float(words[0]) > 0.15 and float(words[3]) < float(words[0]) / 40 and words[5] == "0"  # 0 not fitted
+    assert float(words[0]) > 0.15 and float(words[3]) < float(words[0]) / 40
+    assert words[5] == "0"  # frames that could not be fitted
     ratio = np.load(room / sequence.DEPTH) / depth
     assert np.median(np.abs(ratio / np.median(ratio) - 1)) < 0.02
     assert np.quantile(np.abs(ratio / np.median(ratio) - 1), 0.95) < 0.05
@@ -159,7 +173,8 @@ def test_random_scale_and_shift_are_steadied_away(only_video, shift, monkeypatch
 def test_steadying_averages_over_the_frames_around():
     rng = np.random.default_rng(0)
     a, b = rng.uniform(0.7, 1.4, 60), rng.uniform(-0.1, 0.1, 60)
-    fits = [(a[t - 1] / a[t], b[t - 1] - a[t - 1] / a[t] * b[t]) for t in range(1, 60)]  # frame t shows a x + b of x
+    # frame t shows a[t] x + b[t] of x
+    fits = [(a[t - 1] / a[t], b[t - 1] - a[t - 1] / a[t] * b[t]) for t in range(1, 60)]
     scale, shift = estimate_depth.steady(fits)
     steady_a, steady_b = scale * a, scale * b + shift  # what is left of them
     near = np.clip(estimate_depth.WINDOW - np.abs(np.arange(60)[:, None] - np.arange(60)), 0, None)
@@ -168,13 +183,17 @@ def test_steadying_averages_over_the_frames_around():
 
 
 def test_nothing_drifts_over_hundreds_of_frames():
-    scale, shift = estimate_depth.steady([(1.01, 0.0)] * 400)  # a camera that moves in, or a fit that is always off
-    assert np.abs(scale[24:-24] - 1).max() < 0.01 and np.abs(scale - 1).max() < 0.1 and np.abs(shift).max() < 1e-9
+    # a camera that moves in, or a fit that is always off
+    scale, shift = estimate_depth.steady([(1.01, 0.0)] * 400)
+    assert np.abs(scale[24:-24] - 1).max() < 0.01 and np.abs(scale - 1).max() < 0.1
+    assert np.abs(shift).max() < 1e-9
     rng = np.random.default_rng(0)
-    scale, shift = estimate_depth.steady([*zip(rng.normal(1, 0.01, 400), rng.normal(0, 0.01, 400), strict=True)])
+    a, b = rng.normal(1, 0.01, 400), rng.normal(0, 0.01, 400)
+    scale, shift = estimate_depth.steady([*zip(a, b, strict=True)])
     assert np.abs(np.log(scale)).max() < 0.2 and np.abs(shift).max() < 0.2
     inverse = np.linspace(0.1, 1, 10)
-    assert np.allclose(estimate_depth.moved(inverse, 9, -0.8), np.clip(9 * inverse - 0.8, inverse / 2, 2 * inverse))
+    expected = np.clip(9 * inverse - 0.8, inverse / 2, 2 * inverse)
+    assert np.allclose(estimate_depth.moved(inverse, 9, -0.8), expected)
 
 
 def test_a_frame_that_cannot_be_fitted_starts_anew():
@@ -202,17 +221,18 @@ def test_the_fit_is_robust_and_knows_when_it_is_none():
 
 def test_matches_follow_the_picture():
     noise = torch.rand(3, 1, 30, 40, generator=torch.Generator().manual_seed(0))
-    (grey, inverse, other), = F.interpolate(noise, (120, 160), mode="bilinear").transpose(0, 1).numpy()
+    grey, inverse, other = F.interpolate(noise, (120, 160), mode="bilinear")[:, 0].numpy()
     grey, other = np.uint8(grey * 255), np.uint8(other * 255)
 
-    def part(image, columns):
-        return np.ascontiguousarray(image[:, columns])
+    def cropped(columns):
+        return tuple(np.ascontiguousarray(image[:, columns]) for image in (grey, inverse))
 
-    still, panned = ((part(grey, c), part(inverse, c)) for c in (slice(0, 150), slice(3, 153)))
+    still, panned = cropped(slice(0, 150)), cropped(slice(3, 153))
     now, before = estimate_depth.match(panned, still)
     assert 2000 < now.size <= estimate_depth.SAMPLES and np.median(np.abs(now - before)) < 0.01
     assert np.median(np.abs(panned[1] - still[1])) > 0.05
-    assert estimate_depth.fit(estimate_depth.match((other, inverse[:, ::-1]), (grey, inverse))) is None  # a cut
+    cut = estimate_depth.match((other, inverse[:, ::-1]), (grey, inverse))
+    assert estimate_depth.fit(cut) is None
 
 
 def test_intrinsics_come_back_at_the_videos_size(tmp_path):

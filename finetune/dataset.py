@@ -15,27 +15,26 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from utils import video
 from utils.cli import InputError
 
-GIB = 2**30
-VIDEOS_KEPT = 4 * GIB  # of decoded videos, in the host's memory, by each process
-POSTERIORS_KEPT = GIB // 4  # of encoded targets, on the device that trains
-CHUNK = 16  # frames that are decoded at the video's own size before they are resized
+VIDEOS_KEPT = 4 * 2**30  # bytes of decoded videos that a process keeps in the host's memory
+POSTERIORS_KEPT = 2**28  # bytes of encoded targets that it keeps on its device
+CHUNK = 16  # frames that are held at a video's own size
 
 
 class TrainingPairs(Protocol):
     """What the trainer asks of the pairs that it learns from. Pairs, below, reads them from files.
 
-    str(pairs) says in a few words how many there are and of what; it is printed once.
+    str(pairs) says in a few words how many there are and of what.
     """
 
     def latents(self, pipe, draw, rng, device, dtype, size=1):
-        """(x0, condition) of `size` pairs: latents of targets and renders, [size, f, 16, h, w].
+        """(x0, condition): the latents of `size` targets and their renders, [size, f, 16, h, w].
 
-        draw: a torch.Generator of the CPU, which chooses the pairs. rng: one of `device`, for all other
-        randomness: the pixel noise of add_noise and the samples of the VAE's posteriors.
+        draw: a torch.Generator of the CPU, which chooses the pairs. rng: one of `device`, for the
+        pixel noise of add_noise and the samples of the VAE's posteriors.
         """
 
     def files(self):
-        """The files that the pairs are read from, whose hashes settings.json keeps; [] if none."""
+        """The files that the pairs are read from, [] if none; settings.json keeps their hashes."""
 
 
 @dataclass(frozen=True)
@@ -54,53 +53,73 @@ def find_sequences(folder):
     return found if found and not (folder / "gt_rgb.mp4").exists() else [folder]
 
 
-def find_pairs(folder):
-    """The Videos of a sequence folder. Raises InputError unless all show the same moments at one size."""
+def find_videos(folder):
+    """The Videos of a sequence folder; InputError unless all show the same moments at one size."""
     folder = Path(folder)
     target = folder / "gt_rgb.mp4"
     info = video.probe(target)
-    numbered = {}
+    renders = {}
     for path in folder.glob("train_render*.mp4"):
         if match := re.fullmatch(r"train_render(\d+)", path.stem):
-            numbered[int(match[1])] = path
-    if not numbered:
+            renders[int(match[1])] = path
+    if not renders:
         raise InputError(f"{folder}: no train_render*.mp4; make them with data_gen.py --mode train")
-    for number, render in numbered.items():
+    for number, render in renders.items():
         check_render(render, info)
         check_cameras(folder / f"train_cameras{number}.npz", render, info.frames)
-    return Videos(target, [numbered[number] for number in sorted(numbered)], info.frames)
+    return Videos(target, [renders[number] for number in sorted(renders)], info.frames)
 
 
 def check_render(render, target):
     """InputError unless a training render has the length and size of its target, a VideoInfo."""
     info = video.probe(render)
-    if info.frames != target.frames:
-        raise InputError(f"{render}: got {info.frames} frames, gt_rgb.mp4 has {target.frames}; run "
-                         "data_gen.py --mode train again")
-    if (info.width, info.height) != (target.width, target.height):
-        raise InputError(f"{render}: got {info.width} x {info.height} pixels, gt_rgb.mp4 has "
-                         f"{target.width} x {target.height}; run data_gen.py --mode train again")
+    for got, expected in (
+        (f"{info.frames} frames", f"{target.frames} frames"),
+        (f"{info.width} x {info.height} pixels", f"{target.width} x {target.height} pixels"),
+    ):
+        if got != expected:
+            raise InputError(f"{render}: got {got}; expected {expected}, as of gt_rgb.mp4; run "
+                             "data_gen.py --mode train again")
 
 
 def check_cameras(path, render, frames):
-    """InputError if a render's cameras, where there are any, do not show the source's frames in order."""
+    """InputError if a render's cameras, where there are any, do not show all frames in order."""
     if not path.is_file():  # the published data_gen.py writes none
         return
     try:
         with np.load(path, allow_pickle=False) as cameras:
-            shown = np.array(cameras["frames"]) if "frames" in cameras else np.arange(frames)
+            shown = cameras["frames"] if "frames" in cameras else np.arange(frames)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a readable .npz of cameras ({error}); run data_gen.py --mode train "
-                         "again") from error
+        raise InputError(f"{path}: not a readable .npz of cameras ({error}); run data_gen.py "
+                         "--mode train again") from error
     if not np.array_equal(shown, np.arange(frames)):
-        raise InputError(f"{render}: its cameras freeze or reorder time (frames in {path.name} are not 0 to "
-                         f"{frames - 1}), so it does not show the moments of gt_rgb.mp4; delete it, or make it "
-                         "again with data_gen.py --mode train and a path on which time passes")
+        raise InputError(f"{render}: its path freezes or reorders time (frames in {path.name} are "
+                         f"not 0 to {frames - 1}), so it does not show the moments of gt_rgb.mp4; "
+                         "delete it, or run data_gen.py --mode train with another path")
+
+
+def check_pairs(base_dir_input, clip_shape):
+    """InputError if open_pairs would raise it; the bytes of videos that a process will keep."""
+    total = 0
+    for folder in find_sequences(base_dir_input):
+        videos = find_videos(folder)
+        total += (1 + len(videos.renders)) * videos.frames * clip_shape[1] * clip_shape[2] * 3
+    return min(total, VIDEOS_KEPT)
+
+
+def open_pairs(base_dir_input, model_path, clip_shape, rank=0, device="cpu"):
+    """The TrainingPairs of a sequence folder, or of a folder of them.
+
+    clip_shape: (frames, height, width) of the model. Programs that call train.train with pairs of
+    their own give it a function like this one, which may use the base, the rank and the device.
+    """
+    return Pairs(base_dir_input, clip_shape)
 
 
 def seed(run, what, rank, step):
-    """A number that is a pure function of its arguments: any step can be repeated, and no two are alike."""
-    return int.from_bytes(hashlib.sha256(f"{run}/{what}/{rank}/{step}".encode()).digest()[:7], "big")
+    """A number that is a pure function of its arguments, so that any step can be repeated."""
+    digest = hashlib.sha256(f"{run}/{what}/{rank}/{step}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
 
 
 def generator(run, what, rank, step, device="cpu"):
@@ -109,129 +128,113 @@ def generator(run, what, rank, step, device="cpu"):
 
 
 class Cache:
-    """Keeps what was made, up to `limit` bytes; what was used longest ago goes first."""
+    """Keeps arrays or tensors up to `limit` bytes; the one used longest ago goes first."""
 
     def __init__(self, limit):
         self.limit = limit
         self.items = OrderedDict()
 
     def get(self, key, make):
-        """The item called `key`, an array or tensor: the one kept, or make(). One too large is not kept."""
+        """The item called `key`: the one kept, or make(). One above the limit is not kept."""
         if key not in self.items:
             item = make()
             if item.nbytes > self.limit:
                 return item
             self.items[key] = item
         self.items.move_to_end(key)
-        while self.nbytes() > self.limit:
+        while sum(item.nbytes for item in self.items.values()) > self.limit:
             self.items.popitem(last=False)
         return self.items[key]
 
-    def nbytes(self):
-        return sum(item.nbytes for item in self.items.values())
-
-
-def read_resized(path, height, width):
-    """A whole video at another size, uint8 [N, height, width, 3]; only a few frames are held at its own."""
-    frames = np.empty((video.probe(path).frames, height, width, 3), np.uint8)
-    start = 0
-    for chunk in video.iter_chunks(path, CHUNK):
-        chunk = chunk[: len(frames) - start]  # iter_chunks raises InputError if there are too many
-        frames[start : start + len(chunk)] = video.resize(chunk, height, width)
-        start += len(chunk)
-    return frames
-
-
-def check_pairs(base_dir_input, clip_shape):
-    """InputError if Pairs would raise it; returns the bytes of decoded videos that a process keeps."""
-    total = 0
-    for sequence in find_sequences(base_dir_input):
-        videos = find_pairs(sequence)
-        total += (1 + len(videos.renders)) * videos.frames * clip_shape[1] * clip_shape[2] * 3
-    return min(total, VIDEOS_KEPT)
-
-
-def open_pairs(base_dir_input, model_path, clip_shape, rank=0, device="cpu"):
-    """The TrainingPairs of a sequence folder or a folder of them.
-
-    clip_shape: (frames, height, width) of the model. Programs that call train.train with pairs of their own
-    give it a function like this one, which may also use the base's VAE, the rank and the device.
-    """
-    return Pairs(base_dir_input, clip_shape)
-
 
 class Pairs:
-    """TrainingPairs of a sequence folder, or of every sequence in a folder, each as likely as the other."""
+    """TrainingPairs of sequence folders, each folder as likely as the other."""
 
     def __init__(self, folder, clip_shape):
         self.clip_shape = clip_shape
-        self.sequences = [find_pairs(path) for path in find_sequences(folder)]
+        self.sequences = [find_videos(path) for path in find_sequences(folder)]
         self.videos = Cache(VIDEOS_KEPT)
         self.posteriors = Cache(POSTERIORS_KEPT)
 
     def __str__(self):
         count = sum(len(videos.renders) for videos in self.sequences)
-        return f"{count} training pairs of {len(self.sequences)} sequence{'s' * (len(self.sequences) > 1)}"
+        sequences = f"{len(self.sequences)} sequence{'s' * (len(self.sequences) > 1)}"
+        return f"{count} training pairs of {sequences}"
 
     def files(self):
-        """Every target and render, in order."""
         found = []
         for videos in self.sequences:
             found += [videos.target, *videos.renders]
         return found
 
     def read(self, path):
-        """A video at the model's size, uint8 [N, H, W, 3]."""
+        """A video at the model's size, uint8 [N, H, W, 3]; decoded once while there is room."""
         return self.videos.get(path, lambda: read_resized(path, *self.clip_shape[1:]))
 
     def draw(self, rng):
-        """(target, render, first frame) of a clip drawn at random; a video shorter than a clip starts at 0."""
+        """(target, render, first frame) of a random clip; a video shorter than one starts at 0."""
         count = len(self.sequences)
-        chosen = torch.randint(count, (), generator=rng).item() if count > 1 else 0
-        videos = self.sequences[chosen]
+        number = torch.randint(count, (), generator=rng).item() if count > 1 else 0
+        videos = self.sequences[number]
         starts = max(1, videos.frames - self.clip_shape[0] + 1)
         start = torch.randint(starts, (), generator=rng).item()
-        number = torch.randint(len(videos.renders), (), generator=rng).item()
-        return videos.target, videos.renders[number], start
+        render = torch.randint(len(videos.renders), (), generator=rng).item()
+        return videos.target, videos.renders[render], start
 
     def clip(self, path, start, device, dtype):
-        """Frames from `start` on, [1, F, 3, H, W] in [-1, 1]; a video that ends early repeats its last frame."""
-        clip = torch.from_numpy(video.fit_length(self.read(path)[start:], self.clip_shape[0]))
+        """Frames from `start` on, [1, F, 3, H, W] in [-1, 1]; the last one repeated if need be."""
+        frames = video.fit_length(self.read(path)[start:], self.clip_shape[0])
+        clip = torch.from_numpy(frames)
         if torch.device(device).type == "cuda":
             clip = clip.pin_memory().to(device, non_blocking=True)
         return (clip.permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)[None]
 
     def latents(self, pipe, draw, rng, device, dtype, size=1):
-        """As of TrainingPairs: the same posterior of a target at every step, sampled anew."""
-        x0, condition = [], []
+        x0 = []
+        condition = []
         for _ in range(size):
             target, render, start = self.draw(draw)
             x0.append(pipe.sample(self.posterior(pipe, target, start, device, dtype), rng))
-            condition.append(pipe.encode(add_noise(self.clip(render, start, device, dtype), rng), rng))
+            noisy = add_noise(self.clip(render, start, device, dtype), rng)
+            condition.append(pipe.encode(noisy, rng))
         return torch.cat(x0), torch.cat(condition)
 
     def posterior(self, pipe, target, start, device, dtype):
-        """The VAE's distribution of the latents of a target from frame `start` on; encoded once."""
+        """The VAE's distribution of a target's latents from frame `start` on; encoded once."""
+
         def encode():
             return pipe.posterior(self.clip(target, start, device, dtype)).parameters
 
         return DiagonalGaussianDistribution(self.posteriors.get((target, start), encode))
 
 
+def read_resized(path, height, width):
+    """A whole video at another size, uint8 [N, height, width, 3]."""
+    frames = np.empty((video.probe(path).frames, height, width, 3), np.uint8)
+    start = 0
+    for chunk in video.iter_chunks(path, CHUNK):
+        chunk = chunk[: len(frames) - start]  # if there are too many, iter_chunks says so
+        frames[start : start + len(chunk)] = video.resize(chunk, height, width)
+        start += len(chunk)
+    return frames
+
+
 def add_noise(clip, rng):
     """Pixel noise of sigma = exp(N(-3, 0.5)) on a clip in [-1, 1], as CogNVS was trained."""
     sigma = torch.exp(torch.randn((), generator=rng, device=clip.device) * 0.5 - 3)
-    return clip + (sigma * torch.randn(clip.shape, generator=rng, device=clip.device)).to(clip.dtype)
+    noise = torch.randn(clip.shape, generator=rng, device=clip.device)
+    return clip + (sigma * noise).to(clip.dtype)
 
 
 @torch.no_grad()
 def training_batch(pipe, pairs, seed, rank, step, device, dtype, size=1):
-    """What one rank trains on in one step: (x0, condition, noise, timestep).
+    """What one process trains on in one step: (x0, condition, noise, timestep).
 
-    x0, condition, noise: latents [size, f, 16, h, w]; timestep: int64 [size], uniform over the schedule.
+    x0, condition, noise: latents [size, f, 16, h, w]; timestep: int64 [size], drawn uniformly.
     """
     rng = generator(seed, "noise", rank, step, device)
-    x0, condition = pairs.latents(pipe, generator(seed, "clip", rank, step), rng, device, dtype, size)
+    draw = generator(seed, "clip", rank, step)
+    x0, condition = pairs.latents(pipe, draw, rng, device, dtype, size)
     steps = pipe.scheduler.config.num_train_timesteps
     timestep = torch.randint(steps, (size,), generator=rng, device=device)
     noise = torch.randn(x0.shape, generator=rng, device=device).to(dtype)
@@ -239,20 +242,19 @@ def training_batch(pipe, pairs, seed, rank, step, device, dtype, size=1):
 
 
 @torch.no_grad()
-def fixed_batches(pipe, pairs, seed, rank, ranks, device, dtype, count, size=1):
-    """`count` batches like training_batch's that stay as they are for a whole run, drawn from a stream of their own.
+def fixed_batches(pipe, pairs, seed, rank, ranks, count, device, dtype, size=1):
+    """`count` batches such as training_batch's, drawn from streams of their own.
 
-    The timesteps of all batches of all ranks are spread evenly over the schedule.
+    The timesteps of all batches of all processes are spread evenly over the schedule.
     """
     batches = []
-    total = count * ranks * size
     for number in range(count):
         rng = generator(seed, "fixed noise", rank, number, device)
         draw = generator(seed, "fixed clip", rank, number)
         x0, condition = pairs.latents(pipe, draw, rng, device, dtype, size)
         noise = torch.randn(x0.shape, generator=rng, device=device).to(dtype)
         first = (number * ranks + rank) * size
-        spread = (torch.arange(first, first + size, device=device) + 0.5) / total
-        timestep = (spread * pipe.scheduler.config.num_train_timesteps).long()
+        share = (torch.arange(first, first + size, device=device) + 0.5) / (count * ranks * size)
+        timestep = (share * pipe.scheduler.config.num_train_timesteps).long()
         batches.append((x0, condition, noise, timestep))
     return batches

@@ -1,4 +1,4 @@
-"""How an optimiser step is taken: by DeepSpeed in several processes, or in one, at once or block by block.
+"""How an optimiser step is taken: by DeepSpeed in several processes, or in one.
 
 An engine has device, rank, ranks (processes) and model, and is used so:
 
@@ -25,7 +25,7 @@ def make_engine(args):
 
 
 class DeepSpeed:
-    """ZeRO-2 through accelerate; accelerate_config.yaml and its JSON say how many processes and which precision."""
+    """ZeRO-2 through accelerate, by accelerate_config.yaml and its JSON."""
 
     def __init__(self, args):
         self.args = args
@@ -36,13 +36,14 @@ class DeepSpeed:
         self.settings = self.accelerator.state.deepspeed_plugin.deepspeed_config
 
     def prepare(self, transformer):
-        """Take the transformer's trainable parameters; DeepSpeed may cast and move them."""
+        """Take the transformer's trainable parameters."""
         args = self.args
         fused = None  # as PyTorch chooses
         if args.memory == "zero2_offload":
             fused = True  # on a CPU it takes no memory for what lies between
-        optimizer = torch.optim.AdamW(memory.trainable(transformer), args.learning_rate, (args.beta1, args.beta2),
-                                      args.epsilon, args.weight_decay, fused=fused)
+        optimizer = torch.optim.AdamW(
+            memory.trainable(transformer), args.learning_rate, (args.beta1, args.beta2),
+            args.epsilon, args.weight_decay, fused=fused)
         self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
 
     def begin(self, step, rate):
@@ -75,32 +76,32 @@ class DeepSpeed:
 
 
 def make_accelerator(args):
-    """accelerate's handle on the processes; the DeepSpeed JSON says precision and ZeRO stage, `args` all the rest."""
+    """accelerate's handle on the processes."""
     handlers = []
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
         from accelerate.utils import InitProcessGroupKwargs
 
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled on first use
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # it would be compiled
         handlers = [InitProcessGroupKwargs(backend="gloo")]
     from accelerate import Accelerator
 
-    accelerator = Accelerator(kwargs_handlers=handlers,
-                              gradient_accumulation_steps=args.gradient_accumulation_steps)
+    accelerator = Accelerator(
+        kwargs_handlers=handlers, gradient_accumulation_steps=args.gradient_accumulation_steps)
     plugin = accelerator.state.deepspeed_plugin
     if plugin is None:
-        raise InputError("accelerate was started without DeepSpeed; start with finetune_cognvs.sh and "
-                         "distributed_type DEEPSPEED in accelerate_config.yaml")
+        raise InputError("accelerate was started without DeepSpeed; start with finetune_cognvs.sh "
+                         "and distributed_type DEEPSPEED in accelerate_config.yaml")
     configure(plugin.deepspeed_config, args)
     return accelerator
 
 
 def configure(config, args):
-    """Complete DeepSpeed's configuration, a dict, by the settings of `args`."""
+    """Complete the DeepSpeed JSON, a dict, which says the ZeRO stage; `args` say all the rest."""
     if not config.get("bf16", {}).get("enabled") or "optimizer" in config or "scheduler" in config:
-        raise InputError("the DeepSpeed JSON must enable bf16 and name no optimizer or scheduler: those are set in "
-                         "finetune_cognvs.sh")
+        raise InputError("the DeepSpeed JSON must enable bf16 and name no optimizer or scheduler: "
+                         "those are set in finetune_cognvs.sh")
     config["bf16"]["enabled"] = memory.dtype(args) == torch.bfloat16
     config["train_micro_batch_size_per_gpu"] = args.batch_size
     config["gradient_clipping"] = args.max_grad_norm
@@ -108,15 +109,16 @@ def configure(config, args):
     if args.memory == "zero2_offload":
         # memory that is pinned is taken in powers of two: at full size 80 GiB for 52
         config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-        config["zero_force_ds_cpu_optimizer"] = False  # DeepSpeed's own would be compiled on first use
+        config["zero_force_ds_cpu_optimizer"] = False  # would be compiled on first use
 
 
 class Single:
-    """One process: torchao's 8-bit AdamW on bf16 weights; stochastic rounding keeps steps smaller than bf16's.
+    """One process: torchao's 8-bit AdamW on bf16 weights.
 
-    single_fused steps each of `blocks` as soon as its gradients are there, and frees them. The norm of all
-    gradients is known only after the last, so a block is clipped by the larger of two norms: that of the step
-    before, and that of the blocks so far (in the first step: as if all blocks had its norm).
+    Stochastic rounding keeps steps that are smaller than bf16's. single_fused steps each block as
+    soon as its gradients are there, and frees them. The norm of all gradients is known only after
+    the last, so a block is clipped by the larger of two: the norm of the step before, and that of
+    the blocks so far (in the first step: as if all blocks had its own).
     """
 
     def __init__(self, args):
@@ -128,7 +130,7 @@ class Single:
         self.fused = args.memory == "single_fused"
 
     def prepare(self, transformer):
-        """Gather the transformer's trainable parameters block by block, each block in one tensor."""
+        """Take the transformer's trainable parameters, each block's in one tensor."""
         self.model = transformer
         self.norm = None  # of the step before
         self.blocks = [FlatBlock(self.args, parameters) for parameters in by_block(transformer)]
@@ -139,14 +141,14 @@ class Single:
     def begin(self, step, rate):
         for block in self.blocks:
             block.optimizer.param_groups[0]["lr"].fill_(rate)
-        torch.manual_seed(dataset.seed(self.args.seed, "rounding", 0, step))  # stochastic rounding draws from it
+        torch.manual_seed(dataset.seed(self.args.seed, "rounding", 0, step))  # it draws from that
         self.square = torch.zeros((), device=self.device)  # of the norm so far
 
     def backward(self, loss):
         (loss / self.args.gradient_accumulation_steps).backward()
 
     def update(self, block):
-        """Clip and step a block inside the backward pass, or after it if not all of its weights were used."""
+        """Clip and step a block inside the backward pass, or after it if gradients are missing."""
         norm = block.norm()
         self.square += norm.square()
         if self.norm is None:
@@ -183,13 +185,13 @@ class Single:
         torch.save({"optimizers": states, "norm": self.norm}, folder / "optimizer.pt")
 
     def load(self, folder):
-        # the optimizer moves what is loaded to its device
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         lengths = []
         for values in saved["optimizers"]:
             lengths += [value["exp_avg"].numel() for value in values["state"].values()]
         if lengths != [block.flat.numel() for block in self.blocks]:
-            raise InputError(f"{folder}: its optimizer state is not of this model and version; start anew")
+            raise InputError(f"{folder}: its optimizer state is not of this model and version; "
+                             "start anew in another output_dir")
         for block, values in zip(self.blocks, saved["optimizers"], strict=True):
             block.optimizer.load_state_dict(values)
         self.norm = None if saved["norm"] is None else saved["norm"].to(self.device)
@@ -211,9 +213,9 @@ def by_block(transformer):
 class FlatBlock:
     """Parameters that lie in one tensor, `flat`, and are optimized as one.
 
-    Thousands of small ones would have the GPU wait for the CPU. Each starts at a multiple of torchao's 256
-    weights, which share the scale of their 8-bit state (torchao alone would keep small tensors' state in bf16).
-    A gradient that is missing beside others counts as 0.
+    Thousands of small ones would have the GPU wait for the CPU. Each starts at a multiple of the
+    256 weights that share the scale of an 8-bit state (of small tensors torchao would keep the
+    state in bf16). A gradient that is missing beside others counts as 0.
     """
 
     def __init__(self, args, parameters):
@@ -225,8 +227,9 @@ class FlatBlock:
         self.flat = torch.nn.Parameter(parameters[0].new_zeros(length))
         for p, place in zip(parameters, self.places(self.flat.data), strict=True):
             p.data = place.copy_(p.data)
-        self.optimizer = AdamW8bit([self.flat], args.learning_rate, (args.beta1, args.beta2), args.epsilon,
-                                   args.weight_decay, bf16_stochastic_round=True)
+        self.optimizer = AdamW8bit(
+            [self.flat], args.learning_rate, (args.beta1, args.beta2), args.epsilon,
+            args.weight_decay, bf16_stochastic_round=True)
 
     def places(self, flat):
         """Where each parameter lies in a tensor like `flat`, as views of it in its shape."""
@@ -267,7 +270,7 @@ class FlatBlock:
         for p in self.parameters:
             p.grad = None
         self.flat.grad.mul_(scale)
-        # torchao compiles its step: minutes for many shapes on a CPU, so that only GPUs with a C compiler do it
+        # torchao compiles its step, which on a CPU takes minutes for many shapes
         with torch.compiler.set_stance("default" if cogvideox.has_compiler() else "force_eager"):
             self.optimizer.step()
         self.flat.grad = None

@@ -6,37 +6,41 @@ from finetune import dataset
 from finetune.loss import denoising_loss
 from utils import cogvideox, metrics, video
 
-FIXED_BATCHES = 2  # of each process. Every 25 of 200 steps they take 18 forward passes of 0.84 s at 5.57 B
-# parameters on an H100, eager, which is 1.8% of the 820 s that the steps take
+# Batches of each process. By arithmetic, at 5.57 B weights on an H100: every 25 of 200 steps they
+# take 18 eager passes of 0.84 s in all, 1.8% of the 820 s of the steps.
+FIXED_BATCHES = 2
 DENOISING_STEPS = 50  # of a validation
 
 
 class FixedBatch:
     """A batch that stays as it is for the whole run, whose loss tells whether training goes well.
 
-    Its clips are training clips, but its pairs, noise and timesteps are drawn apart from those that are trained
-    on, and looking at it changes no other draw.
+    Its clips are training clips, but pairs, noise and timesteps are drawn apart from those that
+    are trained on, and to look at it changes no other draw.
     """
 
     def __init__(self, run):
-        self.batches = dataset.fixed_batches(run.pipe, run.pairs, run.args.seed, run.engine.rank, run.engine.ranks,
-                                             run.engine.device, run.embedding.dtype, FIXED_BATCHES,
-                                             run.args.batch_size)
+        self.batches = dataset.fixed_batches(
+            run.pipe, run.pairs, run.args.seed, run.engine.rank, run.engine.ranks, FIXED_BATCHES,
+            run.engine.device, run.embedding.dtype, run.args.batch_size)
 
     @torch.no_grad()
     def loss(self, run):
-        """The mean losses of the batches of all processes, float32 [ranks]."""
+        """The mean loss of the batches of each process, float32 [ranks]."""
         losses = []
-        # compiled blocks would be compiled once more for want of gradients
+        # compiled blocks would be compiled once more, for want of gradients
         with cogvideox.attention(), torch.compiler.set_stance("force_eager"):
             for batch in self.batches:
-                prompt = run.embedding.expand(len(batch[0]), -1, -1)
-                losses.append(denoising_loss(run.transformer, run.pipe.scheduler, *batch, prompt, run.rotary))
+                losses.append(denoising_loss(run.transformer, run.pipe.scheduler, *batch,
+                                             run.prompts(), run.rotary))
         return run.engine.gather(torch.stack(losses).mean())
 
 
 def validate(run, step):
-    """Inpaint training renders, shared among the processes, as render | output | target; their mean PSNR, dB."""
+    """Inpaint training renders, shared among the processes; their mean PSNR, dB.
+
+    Each is written as render | output | target.
+    """
     engine = run.engine
     chosen = []
     for videos in run.pairs.sequences:
@@ -50,14 +54,14 @@ def validate(run, step):
 
 
 def inpaint_pair(run, target, render, step):
-    """Inpaint a training render and write it beside its target; the PSNR over the whole picture, dB."""
+    """Inpaint a training render and write it beside its target; its PSNR, dB."""
     device = run.engine.device
-    clip = run.pairs.clip(render, 0, device, torch.float32)[0] / 2 + 0.5  # [F, 3, H, W] in [0, 1]
+    clip = run.pairs.clip(render, 0, device, torch.float32)[0] / 2 + 0.5  # [F, 3, H, W]
     expected = run.pairs.clip(target, 0, device, torch.float32)[0] / 2 + 0.5
     rng = torch.Generator().manual_seed(run.args.seed)
     out = run.pipe.inpaint(clip, run.embedding, DENOISING_STEPS, rng)
-    beside = (torch.cat([clip, out, expected], 3) * 255).round().byte()  # [F, 3, H, 3 W]
+    beside = (torch.cat([clip, out, expected], 3) * 255).round().byte()
+    frames = beside.permute(0, 2, 3, 1).cpu().numpy()  # [F, H, 3 W, 3]
     name = f"step-{step}_{target.parent.name}_{render.stem}.mp4"
-    path = run.args.output_dir / "validation" / name
-    video.write_video(path, beside.permute(0, 2, 3, 1).cpu().numpy(), video.probe(target))
+    video.write_video(run.args.output_dir / "validation" / name, frames, video.probe(target))
     return metrics.psnr(out.cpu().numpy(), expected.cpu().numpy())

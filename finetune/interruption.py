@@ -1,46 +1,40 @@
-"""Ctrl-C and SIGTERM while one process trains: the step is finished and a checkpoint written."""
+"""Ctrl-C and SIGTERM while one process trains."""
 
 import os
 import signal
 
-SAID = b"\ninterrupted: finishing the step and writing a checkpoint; once more to stop at once\n"
+SAID = b"\ninterrupted: finishing the step and writing a checkpoint; once more stops at once\n"
 
 
 class Interruption:
-    """While it is entered, the first Ctrl-C or SIGTERM only sets `asked`; the second one stops the process.
+    """While it is entered, the first Ctrl-C or SIGTERM only sets `asked`; a second one stops.
 
-    wanted: False to leave signals as they are, as where accelerate has several processes to stop.
+    wanted: False leaves signals as they are, as where accelerate has several processes to stop.
     """
 
     def __init__(self, wanted):
-        self.handlers = {}  # of the signals that are taken, what they were handled by before
-        self.wanted = wanted
+        self.signals = (signal.SIGINT, signal.SIGTERM) if wanted else ()
         self.asked = 0  # the signal's number
+        self.handlers = {}  # what the signals did before
 
     def __enter__(self):
-        if self.wanted:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.handlers[number] = signal.signal(number, self.note)
+        for number in self.signals:
+            self.handlers[number] = signal.signal(number, self.note)
         return self
 
     def note(self, number, frame):
         self.asked = number
-        self.give_back()
-        os.write(2, SAID)  # print() could be at work already
-
-    def give_back(self):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
+        self.__exit__()
+        os.write(2, SAID)  # print() may be at work when the signal comes
 
     def __exit__(self, *error):
-        self.give_back()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def stop(self, args, step):
-        """Say how to go on after `step` steps, and end as a process does that the signal ended."""
-        print(f"interrupted after step {step} of {args.train_epochs}; ", end="")
+        """Say how to go on after `step` steps, and exit as a process does that a signal ends."""
+        hint = "checkpointing_limit=0 keeps no state to go on from"
         if args.checkpointing_limit:
-            print("to go on, start again with --resume_from_checkpoint latest")
-        else:
-            print("checkpointing_limit is 0, so there is no state to go on from, but the weights can be used")
+            hint = "to go on, start it again with --resume_from_checkpoint latest"
+        print(f"interrupted after step {step} of {args.train_epochs}; {hint}")
         raise SystemExit(128 + self.asked)

@@ -1,4 +1,4 @@
-"""accelerate launch, without the notes of its libraries: finetune_cognvs.sh starts processes by it."""
+"""accelerate launch without the notes of its libraries, for finetune_cognvs.sh."""
 
 import logging
 import os

@@ -1,33 +1,34 @@
-"""The log of a run: train_log.csv, train_curve.png, the validations, and a tracker if one was asked for."""
+"""The log of a run: train_log.csv, train_curve.png, validations, and a tracker if one is wanted."""
 
 import csv
 import logging
 import warnings
 
 import torch
+from tqdm import tqdm
 
-COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loss_of_each_rank", "fixed_batch_loss")
+COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loss_of_each_rank",
+           "fixed_batch_loss")
 
 
 def quiet():
-    """Keep notes of libraries that no user can act on out of the program's output; errors still show."""
+    """Keep notes of libraries out of the output that no user can act on; errors still show."""
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|deepspeed|accelerate|torchao)\b")
-    for name in ("DeepSpeed", "accelerate", "torch.distributed", "torchao"):
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch|deepspeed|accelerate")
+    for name in ("DeepSpeed", "accelerate", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 class Log:
-    """What the first process writes of a run; the others' Log does nothing.
+    """What the first process writes of a run; the Log of another one (main=False) does nothing.
 
-    A step's losses stay on the GPU until the next step is queued: to read them before would have the GPU wait.
-    The fixed batch is one that stays as it is for the whole run, at timesteps spread over the schedule: its loss
-    falls in a good run, while that of a step depends on the timestep drawn.
+    A step's numbers are read when the next step is queued: before, the GPU would have to wait.
     """
 
     def __init__(self, args, step, main=True):
         self.main = main
-        self.waiting = None  # the row of the last step, whose numbers are still to be read
+        self.waiting = None  # the last step's numbers, to be read
+        self.shown = {}  # what the progress bar shows
         if main:
             self.folder = args.output_dir
             self.path = self.folder / "train_log.csv"
@@ -35,42 +36,42 @@ class Log:
             rows = rows_until(step, self.path)
             self.writer = csv.writer(open(self.path, "w", newline="", buffering=1))
             self.writer.writerows([COLUMNS, *rows])
-            self.validated = [["step", "psnr"], *rows_until(step, self.folder / "validation" / "psnr.csv")]
+            earlier = rows_until(step, self.folder / "validation" / "psnr.csv")
+            self.validated = [["step", "psnr"], *earlier]
 
     def add(self, step, losses, rate, norm, seconds, fixed=None):
-        """Take a step's numbers and write the row of the step before.
+        """Take a step's numbers, and write the row of the step before.
 
-        losses: tensor [ranks]; norm: the gradients' before clipping; fixed: tensor [ranks] of the losses of the
-        fixed batch before this step, or None where it was not looked at.
-        Returns what the progress bar is to show.
+        losses: tensor [ranks]; norm: of the gradients before clipping; fixed: tensor [ranks], the
+        losses of the fixed batch before this step, where it was looked at.
         """
-        fixed = None if fixed is None else later(fixed)
-        shown = self.flush()
-        self.waiting = (step, later(losses), rate, later(norm), seconds, fixed)
-        return shown
+        now = (step, later(losses), rate, later(norm), seconds, later(fixed))
+        self.flush()
+        self.waiting = now
 
     def flush(self):
-        """Write the row that is waiting, if there is one; returns what the progress bar is to show."""
+        """Write the row that waits, if one does."""
         if not self.main or not self.waiting:
-            return {}
+            return
         step, losses, rate, norm, seconds, fixed = self.waiting
         self.waiting = None
         losses = losses().tolist()
-        loss = sum(losses) / len(losses)
-        values = {"loss": loss, "learning_rate": rate, "gradient_norm": float(norm())}
-        if fixed:
-            values["fixed_batch_loss"] = float(fixed().mean())
-        each = " ".join(repr(value) for value in losses)
-        self.writer.writerow([step, repr(loss), repr(rate), repr(values["gradient_norm"]), f"{seconds:.3f}", each,
-                              repr(values["fixed_batch_loss"]) if fixed else ""])
+        loss = mean(losses)
+        norm = float(norm())
+        values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        row = [step, *values.values(), f"{seconds:.3f}", " ".join(map(repr, losses))]
+        if fixed() is not None:
+            values["fixed_batch_loss"] = mean(fixed().tolist())
+        self.writer.writerow([*row, values.get("fixed_batch_loss", "")])
+        self.shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "grad_norm": f"{norm:.3f}"}
         if self.tracker:
             self.tracker.log(values, step=step)
-        return {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "grad_norm": f"{values['gradient_norm']:.3f}"}
 
     def add_validation(self, step, psnr):
-        """A row of validation/psnr.csv: the mean over renders, dB."""
+        """Say the mean PSNR over the renders of a validation, dB, and write validation/psnr.csv."""
         if not self.main:
             return
+        tqdm.write(f"step {step}: PSNR {psnr:.2f} dB")
         self.validated.append([step, f"{psnr:.3f}"])
         with open(self.folder / "validation" / "psnr.csv", "w", newline="") as file:
             csv.writer(file).writerows(self.validated)
@@ -78,14 +79,18 @@ class Log:
             self.tracker.log({"validation_psnr": psnr}, step=step)
 
     def plot(self):
-        """Write train_curve.png."""
+        """Draw train_curve.png."""
+        self.flush()
         if self.main:
-            self.flush()
-            plot(self.path, self.path.with_name("train_curve.png"))
+            plot(self.path, self.folder / "train_curve.png")
 
 
 def plot(log, picture):
-    """Draw a train_log.csv: the loss of every step, that of the fixed batch, and the gradient norm."""
+    """Draw a train_log.csv: the loss of the fixed batch, that of each step, the gradients' norm.
+
+    The fixed batch has the same timesteps and noise at each look, so that its loss falls in a good
+    run, where that of a step depends most on the timestep it drew.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,21 +98,26 @@ def plot(log, picture):
 
     with open(log, newline="") as file:
         rows = list(csv.DictReader(file))
-    if not rows:
-        return
-    steps = [int(row["step"]) for row in rows]
-    losses = [float(row["loss"]) for row in rows]
-    looked = [row for row in rows if row["fixed_batch_loss"]]
-    figure, (top, middle, bottom) = plt.subplots(3, 1, sharex=True, figsize=(8, 8), layout="constrained")
-    top.plot([int(row["step"]) for row in looked], [float(row["fixed_batch_loss"]) for row in looked], "o-")
-    top.set(ylabel="loss", title="Fixed batch: falls in a good run")
-    middle.plot(steps, losses, ".", alpha=0.3)
-    middle.plot(steps, [mean(losses[max(0, i - 19) : i + 1]) for i in range(len(losses))])
-    middle.set(ylabel="loss", title="Each step, and the mean of 20: depends on the timesteps drawn")
-    bottom.plot(steps, [float(row["gradient_norm"]) for row in rows])
-    bottom.set(xlabel="step", ylabel="norm", title="Gradients before clipping")
+    steps = column(rows, "step")
+    losses = column(rows, "loss")
+    looks = [row for row in rows if row["fixed_batch_loss"]]
+    smooth = [mean(losses[max(0, i - 19) : i + 1]) for i in range(len(losses))]
+
+    figure, axes = plt.subplots(3, 1, sharex=True, figsize=(8, 8), layout="constrained")
+    axes[0].plot(column(looks, "step"), column(looks, "fixed_batch_loss"), "o-")
+    axes[0].set(ylabel="loss", title="Fixed batch: falls in a good run")
+    axes[1].plot(steps, losses, ".", alpha=0.3)
+    axes[1].plot(steps, smooth)
+    axes[1].set(ylabel="loss", title="Each step, and the mean of 20: depends on the timestep drawn")
+    axes[2].plot(steps, column(rows, "gradient_norm"))
+    axes[2].set(ylabel="norm", title="Gradients, before clipping", xlabel="step")
     figure.savefig(picture, dpi=100)
     plt.close(figure)
+
+
+def column(rows, name):
+    """A column of csv rows, as numbers."""
+    return [float(row[name]) for row in rows]
 
 
 def mean(values):
@@ -115,21 +125,20 @@ def mean(values):
 
 
 def rows_until(step, path):
-    """The rows of the first `step` steps in a csv file whose first column is the step; none if it is not there."""
-    rows = []
-    if path.is_file():
-        with open(path, newline="") as file:
-            for row in csv.reader(file):
-                if row and row[0].isdigit() and int(row[0]) <= step:
-                    rows.append(row)
-    return rows
+    """The rows of the first `step` steps in a csv file; [] if it is not there."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = [row for row in csv.reader(file) if row and row[0].isdigit()]
+    return [row for row in rows if int(row[0]) <= step]
 
 
 def later(value):
-    """A function that gives a number or tensor that the GPU is still to compute, waiting for that and no more."""
+    """A function that gives a number or tensor that the GPU is still to compute, when it has."""
     if not torch.is_tensor(value) or value.device.type != "cuda":
         return lambda: value
-    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+    copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+    copy.copy_(value, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
 

@@ -1,9 +1,10 @@
-"""What each memory mode takes, and where weights, gradients and optimizer state live in it.
+"""What each memory mode takes, and what fits.
 
-    zero2          several GPUs, as published: bf16 weights on each; float32 weights and AdamW states shared
+    zero2          several GPUs, as published: bf16 weights on each; what is beside them, float32
+                   weights and AdamW's states, shared among them
     zero2_offload  the same, the shared part in host memory
     single         one GPU: bf16 weights, rounded stochastically, and 8-bit AdamW states
-    single_fused   one GPU: the same, each block updated inside the backward pass, so that gradients never all exist
+    single_fused   the same, each block updated inside the backward pass: gradients never all exist
 """
 
 from dataclasses import dataclass
@@ -19,20 +20,19 @@ from utils.cli import InputError
 
 GIB = 2**30
 ENCODING = 8 * GIB / (49 * 480 * 720)  # bytes a pixel that the untiled VAE takes to encode
-PROCESS = 4 * GIB  # of host memory that a process with a GPU takes by itself
+PROCESS = 4 * GIB  # of host memory, by itself, of a process with a GPU
+FILE = 5e9  # bytes of one file of weights, held by the host while it is written
 KEPT = 20  # activations that a block keeps which is not recomputed (14 were seen)
-WORK = 28  # activations of the block that is worked on; so that single_fused at 5.57 B parameters and
-# 49 x 480 x 720 takes the 28.5 GiB that were seen
-WEIGHTS_FILE = 5e9  # bytes of one file of weights, which the host holds while it is written
+WORK = 28  # activations of the block at work, as of the 28.5 GiB that single_fused took at 5.57 B
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a model and its training, in bytes."""
+    """Of a model and its training. All but the last two in bytes, of bf16."""
 
-    weights: int  # bf16
-    trained: int  # those of the weights that are trained, bf16
-    layer: int  # one activation of all tokens, bf16
+    weights: int
+    trained: int  # those of the weights that are trained
+    layer: int  # one activation of all tokens
     kept: int  # what all blocks keep for the backward pass
     accumulate: bool  # whether gradients outlive a backward pass
     resume: bool  # whether a state is read
@@ -40,54 +40,54 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Terms:
-    """Bytes beside the weights: of each GPU from the beginning, from the first step on (states and
-    gradients that stay), and in each pass; and of a machine's host memory."""
+    """Bytes beside the weights and the block that is worked on."""
 
-    begin: float
-    states: float
-    passing: float
-    host: float
+    begin: float  # of each GPU, from the beginning
+    states: float  # of each GPU, from the first step on
+    passing: float  # of each GPU, in each pass
+    host: float  # of a machine's host memory
 
 
 def table(s, launch):
-    """{mode: Terms} for Sizes `s`: the one place that says what a mode takes. By arithmetic."""
-    states_8bit = 1.03 * s.trained  # two moments of a byte each, and their scales
+    """{mode: Terms} for Sizes `s`: the one place that says what a mode takes, by arithmetic."""
     gradients = s.trained if s.accumulate else 0
-    # in a pass of `single` activations give way to gradients, unless those are there already
-    turns = s.kept if s.accumulate else max(s.trained, s.kept)
+    turns = s.kept if gradients else max(s.trained, s.kept)  # activations give way to gradients
     shared = s.trained / launch.processes
-    buckets = min(3 * GIB, 2 * s.trained)  # DeepSpeed's, for communication
-    # DeepSpeed begins zero2_offload with a copy of the weights on the GPU
-    copied = max(s.kept, s.trained - WORK * s.layer - buckets)
-    file = min(s.weights, WEIGHTS_FILE)
-    load = max(file, launch.processes * s.weights / launch.machines)  # each process reads all weights
-    state = max(6 * s.trained, launch.processes * s.weights) / launch.machines if s.resume else 0
-    # float32 weights and gradients, and, if they accumulate, bf16 ones on their way back; then AdamW's moments
-    offloaded = (5 * s.trained + gradients) / launch.machines
-    moments = 4 * s.trained / launch.machines
-    offloaded_host = max(load, offloaded + max(file + moments, state))
+    buckets = min(3 * GIB, 2 * s.trained)  # of DeepSpeed's communication
+    copied = s.trained - WORK * s.layer - buckets  # DeepSpeed begins to offload with a copy
+    eight_bit = 1.03 * s.trained  # two moments of a byte each, and their scales
+
+    file = min(s.weights, FILE)
+    all_weights = launch.processes * s.weights  # each process reads them
+    load = max(file, all_weights / launch.machines)
+    state = max(6 * s.trained, all_weights) / launch.machines if s.resume else 0  # it is read too
+    # float32 weights and gradients; where these accumulate, bf16 ones on their way back
+    offload = (5 * s.trained + gradients) / launch.machines
+    offload += max(file + 4 * s.trained / launch.machines, state)  # the moments come after a state
     return {
         "zero2": Terms(4 * shared, 5 * shared + buckets, s.kept, max(load, state)),
-        "zero2_offload": Terms(0, buckets, copied, offloaded_host),
-        "single": Terms(0, states_8bit + gradients, turns, load),
-        "single_fused": Terms(0, states_8bit, s.kept, load),
+        "zero2_offload": Terms(0, buckets, max(s.kept, copied), max(load, offload)),
+        "single": Terms(0, eight_bit + gradients, turns, load),
+        "single_fused": Terms(0, eight_bit, s.kept, load),
     }
 
 
 def sizes(args, transformer):
-    """The Sizes of a transformer whose trained parameters require gradients; it may be on the meta device."""
-    weights = 2 * sum(p.numel() for p in transformer.parameters())
-    trained = 2 * sum(p.numel() for p in trainable(transformer))
+    """The Sizes of a transformer whose trained parameters require gradients; meta will do."""
     layer = activation(transformer.config, args.batch_size)
     kept = transformer.config.num_layers * layer
-    if args.gradient_checkpointing == "False":
-        kept *= KEPT
-    return Sizes(weights, trained, layer, kept, args.gradient_accumulation_steps > 1,
-                 bool(args.resume_from_checkpoint))
+    return Sizes(
+        weights=2 * sum(p.numel() for p in transformer.parameters()),
+        trained=2 * sum(p.numel() for p in trainable(transformer)),
+        layer=layer,
+        kept=kept * KEPT if args.gradient_checkpointing == "False" else kept,
+        accumulate=args.gradient_accumulation_steps > 1,
+        resume=bool(args.resume_from_checkpoint),
+    )
 
 
 def needs(args, launch, videos=0):
-    """Bytes that training will take of (each GPU, a machine's host memory), beside the processes' own.
+    """Bytes that training takes of (each GPU, a machine's host memory), the processes' own aside.
 
     videos: bytes of decoded videos that a process keeps.
     """
@@ -99,12 +99,12 @@ def needs(args, launch, videos=0):
     terms = table(s, launch)[args.memory]
     gpu = s.weights + WORK * s.layer + terms.begin + terms.states + terms.passing
     if args.ema_decay:
-        gpu += 2 * s.weights  # float32, of the first process; written from there
+        gpu += 2 * s.weights  # the mean, float32, on the first GPU, and written from there
     return gpu, terms.host + launch.processes * videos / launch.machines
 
 
 def dtype(args):
-    """Of weights and arithmetic: bf16; with zero2 float32 on a CPU that has no instructions for bf16."""
+    """Of weights and arithmetic: bf16; with zero2 float32 on a CPU without bf16 instructions."""
     if args.memory.startswith("zero2"):
         return pipeline.pick_dtype("auto", cli.pick_device())
     return torch.bfloat16
@@ -123,7 +123,7 @@ def trainable(transformer):
 
 def free(args, device=None):
     """Bytes of GPU memory that this process may still take."""
-    there, _ = torch.cuda.mem_get_info(device)
+    there = torch.cuda.mem_get_info(device)[0]
     if args.gpu_memory:
         there = min(there, args.gpu_memory * GIB - torch.cuda.memory_reserved(device))
     return there
@@ -132,29 +132,31 @@ def free(args, device=None):
 def limit(args, device):
     """Keep this process within `gpu_memory` GiB of its GPU."""
     if args.gpu_memory and device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1, args.gpu_memory * GIB / total), device)
+        share = args.gpu_memory * GIB / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1, share), device)
 
 
-def states_to_come(args, transformer, ranks):
-    """Bytes of each GPU that states and lasting gradients will take in the first step."""
-    return table(sizes(args, transformer), Launch(ranks))[args.memory].states
+def free_in_steps(args, transformer, ranks, device):
+    """Bytes of GPU memory that are free now and will be when all optimizer states are there."""
+    states = table(sizes(args, transformer), Launch(ranks))[args.memory].states
+    return free(args, device) - states
 
 
 def choose_tiling(args, pipe, transformer, ranks, device):
     """Let the VAE work in tiles unless a whole clip fits beside weights and optimizer states."""
-    if device.type == "cuda":
-        left = free(args, device) - states_to_come(args, transformer, ranks)
-        frames, height, width = pipe.clip_shape
-        pixel = devices.UNTILED if args.do_validation else ENCODING  # validation decodes too
-        fits = left >= pixel * frames * height * width + 2 * GIB  # 1.5 were too few
-        pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
+    if device.type != "cuda":
+        return
+    frames, height, width = pipe.clip_shape
+    pixel = devices.UNTILED if args.do_validation else ENCODING  # validation decodes too
+    need = pixel * frames * height * width + 2 * GIB  # 1.5 to spare were too few
+    fits = free_in_steps(args, transformer, ranks, device) >= need
+    pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
 
 
 def blocks_to_keep(args, transformer, ranks, device):
-    """How many blocks' activations fit in the GPU's free memory beside optimizer states that are still to come.
+    """How many blocks need not be recomputed: their activations fit beside optimizer states.
 
-    They are the last blocks': with `single` most are given back before most gradients are there.
+    They are the last ones: with `single` most are given back before most gradients are there.
     """
     layers = transformer.config.num_layers
     if args.gradient_checkpointing == "False":
@@ -162,59 +164,58 @@ def blocks_to_keep(args, transformer, ranks, device):
     if args.gradient_checkpointing == "True" or device.type != "cuda":
         return 0
     layer = activation(transformer.config, args.batch_size)
-    left = free(args, device) - states_to_come(args, transformer, ranks) - (WORK + layers) * layer - 4 * GIB
+    left = free_in_steps(args, transformer, ranks, device) - (WORK + layers) * layer - 4 * GIB
     return min(layers, max(0, int(left // (KEPT * layer))))
 
 
 def gpus_used(args, launch):
-    """The GPUs of this machine that train, as CUDA counts them for the processes; [] where there is none.
+    """Numbers of this machine's GPUs that train, as the processes count them; [] without a GPU.
 
     Raises InputError unless there is one GPU for each process.
     """
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if there == 0 or args.memory.startswith("single"):
         return list(range(min(1, there)))
-    named = range(there) if launch.gpu_ids == "all" else set(launch.gpu_ids.split(","))
-    if len(named) > there:
-        raise InputError(f"gpu_ids {launch.gpu_ids}: not all of these GPUs are there; edit accelerate_config.yaml")
-    expected = len(named) * launch.machines
-    if launch.processes != expected:
-        machines = f" on each of {launch.machines} machines" if launch.machines > 1 else ""
-        raise InputError(f"num_processes {launch.processes}: gpu_ids {launch.gpu_ids} names {len(named)} GPUs"
-                         f"{machines}; expected {expected}, one for each; edit accelerate_config.yaml")
-    return list(range(len(named)))
+    named = there if launch.gpu_ids == "all" else len(set(launch.gpu_ids.split(",")))
+    if named > there:
+        raise InputError(f"gpu_ids {launch.gpu_ids}: {there} of these GPUs are there; edit "
+                         "accelerate_config.yaml")
+    if launch.processes != named * launch.machines:
+        machines = f" on each of {launch.machines} machines" * (launch.machines > 1)
+        raise InputError(f"num_processes {launch.processes}: gpu_ids {launch.gpu_ids} means {named}"
+                         f" GPUs{machines}; expected {named * launch.machines}, one for each GPU; "
+                         "edit accelerate_config.yaml")
+    return list(range(named))
 
 
 def check_needs(args, launch, videos=0):
-    """Say what memory training will need; InputError if it is not there. `videos` as of needs()."""
+    """Say what memory training needs; InputError if it is not there. videos: as of needs()."""
     gpus = gpus_used(args, launch)
     gpu, host = needs(args, launch, videos)
-    here = launch.processes / launch.machines
-    host += here * (PROCESS if gpus else gpu)
+    host += launch.processes / launch.machines * (PROCESS if gpus else gpu)
     there = psutil.virtual_memory().available
     processes = f"{launch.processes} process{'es' * (launch.processes > 1)}"
     said = f"memory={args.memory}, training_type={args.training_type}, {processes}: about"
     if gpus:
         left = min(free(args, number) for number in gpus)  # of the fullest
-        print(f"{said} {gpu / GIB:.1f} GiB of each GPU ({left / GIB:.1f} free) and {host / GIB:.1f} GiB of host "
-              f"memory ({there / GIB:.1f} free)")
+        said = f"{said} {gpu / GIB:.1f} GiB of each GPU ({left / GIB:.1f} free) and"
         if gpu > left:
-            raise InputError(f"memory={args.memory} needs about {gpu / GIB:.1f} GiB of GPU memory and "
-                             f"{left / GIB:.1f} are free; choose {less(args)}")
-    else:
-        print(f"{said} {host / GIB:.1f} GiB of host memory ({there / GIB:.1f} free)")
+            raise InputError(f"memory={args.memory} needs about {gpu / GIB:.1f} GiB of GPU memory "
+                             f"and {left / GIB:.1f} are free; choose {less(args)}")
+    print(f"{said} {host / GIB:.1f} GiB of host memory ({there / GIB:.1f} free)")
     if host > there:
         choice = "a machine with more memory" if gpus else less(args)
         if args.memory.startswith("zero2"):
             choice = f"{'fewer processes, ' * (launch.processes > 1)}single or single_fused"
-        raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory for "
-                         f"{processes} and {there / GIB:.1f} are free; choose {choice}")
+        raise InputError(f"memory={args.memory} needs about {host / GIB:.1f} GiB of host memory "
+                         f"for {processes} and {there / GIB:.1f} are free; choose {choice}")
 
 
 def less(args):
     """What takes less memory for the model than the settings of `args`."""
     if args.training_type == "lora":
-        return "a machine with more memory" if args.memory.startswith("single") else "memory=single"
+        single = args.memory.startswith("single")
+        return "a machine with more memory" if single else "memory=single"
     if args.memory in ("single_fused", "zero2_offload"):
         return "training_type=lora"
     return "single_fused, or training_type=lora"

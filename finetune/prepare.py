@@ -1,9 +1,9 @@
-"""What is done once before training: settings and memory are checked, and the empty prompt is embedded.
+"""What is done once before training: settings and memory are checked, "" is embedded.
 
-    python finetune/prepare.py --processes 2 FLAGS OF train.py
+    python finetune/prepare.py --processes 2 FLAGS_OF_TRAIN.PY
 
-finetune_cognvs.sh runs this before it starts the processes of memory=zero2. With memory=single and
-single_fused, train.py does it itself.
+finetune_cognvs.sh runs this before it starts the processes of memory=zero2 and zero2_offload. With
+single and single_fused, train.py does it itself.
 """
 
 import os
@@ -16,12 +16,14 @@ from finetune import dataset, memory, settings
 from utils import cli, cogvideox, pipeline
 from utils.cli import InputError
 
+ONE_PROCESS = settings.Launch()
 
-def prepare(args, launch=settings.Launch(), check_pairs=dataset.check_pairs):
-    """Raise InputError if the run of `args` cannot begin; else embed the empty prompt, unless that is cached.
 
-    check_pairs(base_dir_input, clip_shape): raises InputError for bad training pairs, returns the bytes of host
-    memory that a process keeps them in. None for a caller whose pairs are not files: base_dir_input is not read.
+def prepare(args, launch=ONE_PROCESS, check_pairs=dataset.check_pairs):
+    """InputError if the run of `args` cannot begin; else embed "" unless the embedding is cached.
+
+    check_pairs(base_dir_input, clip_shape): raises InputError for bad training pairs, returns the
+    bytes of host memory that a process keeps of them. None: pairs that are not read from files.
     """
     settings.check(args, launch.processes)
     weights = pipeline.find_weights(args.transformer_id)
@@ -29,35 +31,36 @@ def prepare(args, launch=settings.Launch(), check_pairs=dataset.check_pairs):
     config = pipeline.transformer_config(args.model_path, weights)
     kept = 0
     if check_pairs:
-        settings.check_folder("base_dir_input", args.base_dir_input)
+        settings.check_folder(args, "base_dir_input")
         vae = pipeline.read_json(args.model_path / "vae" / "config.json")
         kept = check_pairs(args.base_dir_input, cogvideox.clip_shape(config, vae))
     elif args.do_validation:
-        raise InputError("--do_validation True: these training pairs have no renders to inpaint; give False")
+        raise InputError("--do_validation True: these pairs have no renders to inpaint; give False")
     memory.check_needs(args, launch, kept)
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))
 
 
-def parse_launch(args):
-    """The Launch that the flags describe. Raises InputError."""
-    for name in ("processes", "machines"):
-        if getattr(args, name) < 1:
-            raise InputError(f"num_{name} {getattr(args, name)}: expected at least 1; edit accelerate_config.yaml")
-    if args.processes % args.machines:
-        raise InputError(f"num_processes {args.processes}: expected a multiple of num_machines {args.machines}; edit "
-                         "accelerate_config.yaml")
-    if not re.fullmatch(r"all|\d+(,\d+)*", args.gpu_ids):
-        raise InputError(f"gpu_ids {args.gpu_ids}: expected all, or numbers such as 0,1; edit accelerate_config.yaml")
-    return settings.Launch(args.processes, args.machines, args.gpu_ids)
+def make_launch(processes, machines, gpu_ids):
+    """The Launch of accelerate_config.yaml's values. Raises InputError."""
+    edit = "edit accelerate_config.yaml"
+    for name, number in (("num_processes", processes), ("num_machines", machines)):
+        if number < 1:
+            raise InputError(f"{name} {number}: expected at least 1; {edit}")
+    if processes % machines:
+        raise InputError(f"num_processes {processes}: expected a multiple of num_machines "
+                         f"{machines}, for it counts those of all machines; {edit}")
+    if not re.fullmatch(r"all|\d+(,\d+)*", gpu_ids):
+        raise InputError(f"gpu_ids {gpu_ids}: expected all, or numbers such as 0,1; {edit}")
+    return settings.Launch(processes, machines, gpu_ids)
 
 
 def main():
     parser = settings.make_parser(__doc__)
-    parser.add_argument("--processes", type=int, required=True, help="that train, on all machines together")
+    parser.add_argument("--processes", type=int, required=True, help="that train, on all machines")
     parser.add_argument("--machines", type=int, default=1, help="that share them")
-    parser.add_argument("--gpu_ids", default="all", help="GPUs of this machine, as in accelerate_config.yaml")
+    parser.add_argument("--gpu_ids", default="all", help="of this machine, as in the config")
     args = parser.parse_args()
-    launch = parse_launch(args)
+    launch = make_launch(args.processes, args.machines, args.gpu_ids)
     if launch.gpu_ids != "all" and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
         os.environ["CUDA_VISIBLE_DEVICES"] = launch.gpu_ids  # as accelerate launch will
     prepare(args, launch)

@@ -1,4 +1,4 @@
-"""The settings of a run: the flags of train.py, and the checks of what can be known before models are loaded."""
+"""The settings of a run: the flags of train.py, and checks that need no model."""
 
 import argparse
 import importlib.util
@@ -10,7 +10,6 @@ from finetune import checkpoint
 from utils import pipeline
 from utils.cli import InputError
 
-MODES = ("zero2", "zero2_offload", "single", "single_fused")
 RANGES = {
     "at least 1": lambda x: x >= 1,
     "at least 0": lambda x: 0 <= x < math.inf,
@@ -19,54 +18,58 @@ RANGES = {
     "at least 0 and below 1": lambda x: 0 <= x < 1,
 }
 PATHS = (
-    ("model_path", "the base model, a CogVideoX-5b-I2V folder"),
-    ("transformer_id", "the CogNVS weights to start from"),
+    ("model_path", "base model, a CogVideoX-5b-I2V folder"),
+    ("transformer_id", "CogNVS weights to start from"),
     ("output_dir", "where checkpoints and logs go"),
-    ("base_dir_input", "a sequence folder with training pairs, or a folder of such"),
+    ("base_dir_input", "sequence folder with training pairs, or a folder of such"),
 )
-NUMBERS = (  # flag, type, range, what it is
+NUMBERS = (  # flag, type, range, meaning
     ("train_epochs", int, "at least 1", "optimiser steps"),
-    ("total_samples", int, "at least 0", "if above 0: samples that all GPUs see together, in place of "
-     "train_epochs, so that more GPUs are done sooner"),
-    ("checkpointing_steps", int, "at least 1", "steps between checkpoints; the last step always writes one"),
-    ("checkpointing_limit", int, "at least 0", "checkpoints to keep, weights and the state to resume from; "
-     "0: the newest weights alone, no state"),
-    ("evaluation_steps", int, "at least 1", "steps between two looks at the loss of a fixed batch"),
+    ("total_samples", int, "at least 0", "above 0: samples that all GPUs see together, in place of "
+     "train_epochs, so that more GPUs end sooner"),
+    ("checkpointing_steps", int, "at least 1", "steps between checkpoints; the last makes one"),
+    ("checkpointing_limit", int, "at least 0", "checkpoints to keep: weights, and the state to "
+     "resume from; 0: the newest weights alone, no state"),
+    ("evaluation_steps", int, "at least 1", "steps between looks at the loss of a fixed batch"),
     ("validation_steps", int, "at least 1", "steps between validations"),
     ("validation_renders", int, "at least 1", "training renders that a validation inpaints"),
-    ("learning_rate", float, "above 0 and below 1", "of AdamW, once the warm-up is over"),
-    ("lr_warmup_steps", int, "at least 0", "steps over which the learning rate rises to its value"),
+    ("learning_rate", float, "above 0 and below 1", "of AdamW, after the warm-up"),
+    ("lr_warmup_steps", int, "at least 0", "steps in which the learning rate rises to its value"),
     ("beta1", float, "at least 0 and below 1", "of AdamW"),
     ("beta2", float, "at least 0 and below 1", "of AdamW"),
     ("epsilon", float, "above 0 and below 1", "of AdamW"),
     ("weight_decay", float, "at least 0 and below 1", "of AdamW"),
     ("max_grad_norm", float, "above 0", "norm that gradients are clipped to"),
     ("batch_size", int, "at least 1", "samples that a GPU takes at once"),
-    ("gradient_accumulation_steps", int, "at least 1", "times it does so before each optimiser step"),
-    ("ema_decay", float, "at least 0 and below 1", "if above 0: also keep the running mean of the weights, "
-     "my_checkpoint-N_mean"),
-    ("rank", int, "at least 1", "of the LoRA, for training_type lora"),
-    ("lora_alpha", float, "above 0", "of the LoRA: it is scaled by lora_alpha / rank"),
-    ("gpu_memory", float, "at least 0", "if above 0: GiB of each GPU to use at most"),
+    ("gradient_accumulation_steps", int, "at least 1", "times it does so in an optimiser step"),
+    ("ema_decay", float, "at least 0 and below 1", "above 0: also keep the running mean of the "
+     "weights, my_checkpoint-N_mean"),
+    ("rank", int, "at least 1", "of the LoRA, with training_type lora"),
+    ("lora_alpha", float, "above 0", "of the LoRA: its scale times its rank"),
+    ("gpu_memory", float, "at least 0", "above 0: GiB of each GPU to use at most"),
     ("seed", int, "at least 0", "of every random draw"),
 )
 SWITCHES = (
     ("do_validation", "inpaint training renders every validation_steps"),
-    ("compile", "compile the transformer's blocks in the first step, on a GPU with a C compiler"),
+    ("compile", "compile the transformer's blocks in the first step (GPU with a C compiler)"),
 )
 CHOICES = (
-    ("training_type", ("sft", "lora"), "sft: all weights; lora: a small adapter beside them"),
-    ("memory", MODES, "where the training state lives; finetune/README.md says which to choose"),
-    ("gradient_checkpointing", ("True", "False", "auto"), "recompute activations in the backward pass: "
-     "less memory, a third more time; auto: only as far as a GPU's memory asks for it"),
-    ("lr_scheduler", ("constant", "linear", "cosine"), "of the learning rate; the last two fall to 0"),
-    ("report_to", ("none", "tensorboard", "wandb"), "a tracker beside train_log.csv and train_curve.png"),
+    ("training_type", ("sft", "lora"), "all weights, or a small adapter beside them"),
+    ("memory", ("zero2", "zero2_offload", "single", "single_fused"), "where the training state "
+     "lives; finetune/README.md says which to choose"),
+    ("gradient_checkpointing", ("True", "False", "auto"), "recompute activations in the backward "
+     "pass: less memory, a third more time; auto: as far as a GPU's memory asks for it"),
+    ("lr_scheduler", ("constant", "linear", "cosine"), "the last two fall to 0 at the last step"),
+    ("report_to", ("none", "tensorboard", "wandb"), "a tracker beside train_log.csv"),
 )
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Who trains: so many processes in all, on so many machines, on these GPUs of each ("all", or "0,1")."""
+    """Who trains: so many processes in all, on so many machines, on these GPUs of each.
+
+    gpu_ids: "all", or numbers such as "0,1".
+    """
 
     processes: int = 1
     machines: int = 1
@@ -81,16 +84,18 @@ def true_or_false(text):
 
 
 def make_parser(description=None):
-    """A parser of every flag. None has a default: finetune_cognvs.sh gives them all, their one source."""
+    """A parser of every flag, without defaults: finetune_cognvs.sh is the source of all values."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False, epilog="finetune_cognvs.sh gives a value to each of these flags.")
+        usage="sh finetune_cognvs.sh [--FLAG VALUE ...]", allow_abbrev=False)
     for name, words in PATHS:
         parser.add_argument(f"--{name}", type=Path, required=True, metavar="FOLDER", help=words)
     for name, kind, expected, words in NUMBERS:
-        parser.add_argument(f"--{name}", type=kind, required=True, metavar="N", help=f"{words} ({expected})")
+        parser.add_argument(f"--{name}", type=kind, required=True, metavar="N",
+                            help=f"{words} ({expected})")
     for name, words in SWITCHES:
-        parser.add_argument(f"--{name}", type=true_or_false, required=True, metavar="True|False", help=words)
+        parser.add_argument(f"--{name}", type=true_or_false, required=True, metavar="True|False",
+                            help=words)
     for name, choices, words in CHOICES:
         parser.add_argument(f"--{name}", choices=choices, required=True, help=words)
     parser.add_argument("--resume_from_checkpoint", default="", metavar="FOLDER",
@@ -100,39 +105,44 @@ def make_parser(description=None):
 
 def parse_args(argv=None):
     """The settings of a run, from the command line by default."""
-    return make_parser("Test-time finetuning of the CogNVS transformer on one video's own training pairs.\n\n"
-                       "    cd finetune && sh finetune_cognvs.sh").parse_args(argv)
+    return make_parser("Test-time finetuning of the CogNVS transformer on one video. Values that "
+                       "are not\ngiven are those in finetune_cognvs.sh.").parse_args(argv)
 
 
 def check(args, processes=1):
-    """Raise InputError for whatever is wrong with the settings alone; sets train_epochs by total_samples.
+    """InputError for whatever is wrong with the settings; total_samples sets train_epochs.
 
     What the run learns from is checked by its own function, such as dataset.check_pairs.
     """
     for name, _, expected, _ in NUMBERS:
         value = getattr(args, name)
         if not RANGES[expected](value):
-            raise InputError(f"--{name} {value}: expected {expected}; finetune_cognvs.sh holds the usual value")
-    for name in ("model_path", "transformer_id"):
-        check_folder(name, getattr(args, name))
+            raise InputError(f"--{name} {value}: expected {expected}; finetune_cognvs.sh holds the "
+                             "usual value")
+    check_folder(args, "model_path")
+    check_folder(args, "transformer_id")
     check_together(args)
     pipeline.check_base(args.model_path)
     weights = pipeline.find_weights(args.transformer_id)
     if (weights / pipeline.ADAPTER).is_file():
-        raise InputError(f"--transformer_id {weights}: is a LoRA; merge it first with toolbox/merge_lora.py")
+        raise InputError(f"--transformer_id {weights}: is a LoRA; merge it first with "
+                         "toolbox/merge_lora.py")
     check_output(args, processes)
 
 
-def check_folder(name, path):
+def check_folder(args, name):
     """InputError unless the folder that a flag names is there."""
+    path = getattr(args, name)
     if not path.is_dir():
-        raise InputError(f"--{name} {path}: no folder at {path.resolve()}; paths are relative to finetune/")
+        raise InputError(f"--{name} {path}: no folder at {path.resolve()}; paths are relative to "
+                         "finetune/")
 
 
 def check_together(args):
     """InputError for settings that exclude each other."""
     if args.report_to != "none" and not importlib.util.find_spec(args.report_to):
-        raise InputError(f"--report_to {args.report_to}: not installed; pip install {args.report_to}")
+        raise InputError(f"--report_to {args.report_to}: not installed; pip install "
+                         f"{args.report_to}")
     if args.training_type == "lora" and args.ema_decay:
         raise InputError(f"--ema_decay {args.ema_decay}: is for training_type=sft; give 0")
     if args.memory == "single_fused" and args.gradient_accumulation_steps > 1:
@@ -143,27 +153,28 @@ def check_together(args):
 def check_output(args, processes):
     """InputError if output_dir, or the checkpoint to go on from, does not allow this run."""
     if args.output_dir.exists() and not args.output_dir.is_dir():
-        raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new name")
+        raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new "
+                         "name")
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     if state:
         checkpoint.check_resume(args, state, processes)
     set_steps(args, processes)
     if start >= args.train_epochs:
-        raise InputError(f"--train_epochs {args.train_epochs}: the checkpoint to go on from has {start} "
-                         "steps already")
+        raise InputError(f"--train_epochs {args.train_epochs}: the checkpoint to go on from has "
+                         f"{start} steps already")
 
 
 def set_steps(args, processes):
     """With total_samples: as many steps as it takes all processes together to see that many."""
     if args.total_samples:
-        each = args.batch_size * args.gradient_accumulation_steps
-        args.train_epochs = math.ceil(args.total_samples / (processes * each))
+        step = processes * args.batch_size * args.gradient_accumulation_steps
+        args.train_epochs = math.ceil(args.total_samples / step)
 
 
 def learning_rate(args, step):
-    """Of optimiser step `step`, counted from 0: a pure function, so that a resumed run goes on exactly."""
+    """Of optimiser step `step`, counted from 0; a pure function, for a resume to go on exactly."""
     warmup = min(1.0, (step + 1) / (args.lr_warmup_steps + 1))
     falling = max(1, args.train_epochs - args.lr_warmup_steps)
     left = 1 - max(0, step - args.lr_warmup_steps) / falling
-    shape = {"constant": 1, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
-    return args.learning_rate * warmup * shape[args.lr_scheduler]
+    shapes = {"constant": 1, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+    return args.learning_rate * warmup * shapes[args.lr_scheduler]

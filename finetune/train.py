@@ -2,8 +2,8 @@
 
     cd finetune && sh finetune_cognvs.sh
 
-That script holds every setting and starts this program, through accelerate where there is a process for
-every GPU.
+That script holds every setting and starts this program, through accelerate where there is a
+process for every GPU.
 """
 
 import json
@@ -32,30 +32,50 @@ class Run:
 
     args: Any  # the settings
     engine: Any  # of engines.py
-    pipe: pipeline.CogNVSPipeline  # VAE and scheduler, on the engine's device
+    pipe: pipeline.CogNVSPipeline  # for its VAE and scheduler
     pairs: dataset.TrainingPairs
-    transformer: torch.nn.Module  # that is trained; engine.model may be a wrapper of it
-    mean: Any  # its running mean, in the first process of a run with ema_decay, else None
-    embedding: torch.Tensor  # of the empty prompt, [1, length, width]
+    transformer: torch.nn.Module  # what is trained; engine.model may be wrapped around it
+    mean: Any  # its running mean, or None
+    embedding: torch.Tensor  # of "", [1, length, width]
     rotary: Any  # the rotary embedding of a clip
-    start: int  # the first step, counted from 0
+    start: int  # steps that are done
+
+    def prompts(self):
+        """The embedding of "" for each sample of a batch."""
+        return self.embedding.expand(self.args.batch_size, -1, -1)
 
 
 def open_run(args, engine, open_pairs):
-    """Load models and pairs, and make them ready to train; prints a line on the run."""
+    """Load models and pairs, and make the transformer ready to train; says what begins."""
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     weights = checkpoint.weights_to_start(args, state)
     pipe = pipeline.load_pipeline(args.model_path, weights, memory.dtype(args), engine.device)
     pipe.set_progress_bar_config(disable=True)
     length = pipe.transformer.config.max_text_seq_length
-    embedding, _ = pipeline.empty_prompt(args.model_path, length, memory.dtype(args))
-    pairs = open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank, engine.device)
-
+    embedding = pipeline.empty_prompt(args.model_path, length, memory.dtype(args))[0]
+    pairs = open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank,
+                       engine.device)
     transformer = checkpoint.prepare_weights(args, pipe.transformer, state).train()
     mean = None
     if args.ema_decay and engine.rank == 0:
-        mean = checkpoint.make_mean(transformer, args.ema_decay, start, state and checkpoint.mean_of(state))
+        folder = state and checkpoint.mean_of(state)
+        mean = checkpoint.make_mean(transformer, args.ema_decay, start, folder)
     engine.prepare(transformer)
+    kept = fit_memory(args, engine, pipe, transformer)
+    if state:
+        engine.load(state)
+    if engine.rank == 0:
+        print(f"{args.base_dir_input}: {pairs}, {engine.ranks} process"
+              f"{'es' * (engine.ranks > 1)} on {engine.device.type}, memory={args.memory}, steps "
+              f"{start} to {args.train_epochs}" + f", {kept} blocks not recomputed" * (kept > 0)
+              + ", VAE in tiles" * pipe.vae.use_tiling)
+    rotary = pipe.rotary_embedding(engine.device)
+    embedding = embedding.to(engine.device)
+    return Run(args, engine, pipe, pairs, transformer, mean, embedding, rotary, start)
+
+
+def fit_memory(args, engine, pipe, transformer):
+    """Choose what is recomputed and tiled, and compile; the number of blocks not recomputed."""
     torch.cuda.empty_cache()  # what weights left where they were before counts as taken
     memory.choose_tiling(args, pipe, transformer, engine.ranks, engine.device)
     kept = memory.blocks_to_keep(args, transformer, engine.ranks, engine.device)
@@ -63,29 +83,42 @@ def open_run(args, engine, open_pairs):
         cogvideox.recompute(transformer, kept)
     if args.compile and cogvideox.has_compiler():
         cogvideox.compile_blocks(transformer)
-    if state:
-        engine.load(state)
-    if engine.rank == 0:
-        print(f"{args.base_dir_input}: {pairs}, {engine.ranks} process{'es' * (engine.ranks > 1)} on "
-              f"{engine.device.type}, memory={args.memory}, steps {start} to {args.train_epochs}"
-              + (f", {kept} blocks not recomputed" if kept else "") + ", VAE in tiles" * pipe.vae.use_tiling)
-    rotary = pipe.rotary_embedding(engine.device)
-    return Run(args, engine, pipe, pairs, transformer, mean, embedding.to(engine.device), rotary, start)
+    return kept
+
+
+def save_settings(run):
+    """settings.json beside the weights: arguments, DeepSpeed's configuration, hashes of inputs."""
+    args = run.args
+    values = {}
+    for name, value in vars(args).items():
+        values[name] = str(value) if isinstance(value, Path) else value
+    values["num_processes"] = run.engine.ranks
+    values["deepspeed"] = run.engine.settings
+    files = {}
+    for path in run.pairs.files():
+        files[os.path.relpath(path, args.base_dir_input)] = cli.file_hash(path)
+    values["made_of"] = {
+        "base": pipeline.fingerprint(args.model_path / "vae"),
+        "weights": pipeline.fingerprint(pipeline.find_weights(args.transformer_id)),
+        "files": files,
+    }
+    text = json.dumps(values, indent=2, default=str)
+    (args.output_dir / "settings.json").write_text(text + "\n")
 
 
 def optimiser_step(run, step):
-    """One optimiser step; (the losses of all processes' samples [ranks], the gradient norm before clipping)."""
+    """One optimiser step: (the loss of each process [ranks], the gradients' norm unclipped)."""
     args = run.args
     engine = run.engine
     engine.begin(step, settings.learning_rate(args, step))
     losses = []
     for micro in range(args.gradient_accumulation_steps):
         number = step * args.gradient_accumulation_steps + micro
-        batch = dataset.training_batch(run.pipe, run.pairs, args.seed, engine.rank, number, engine.device,
-                                       run.embedding.dtype, args.batch_size)
-        prompt = run.embedding.expand(args.batch_size, -1, -1)
+        batch = dataset.training_batch(run.pipe, run.pairs, args.seed, engine.rank, number,
+                                       engine.device, run.embedding.dtype, args.batch_size)
         with cogvideox.attention():
-            loss = denoising_loss(engine.model, run.pipe.scheduler, *batch, prompt, run.rotary)
+            loss = denoising_loss(engine.model, run.pipe.scheduler, *batch, run.prompts(),
+                                  run.rotary)
             engine.backward(loss)
         losses.append(loss.detach())
     losses = engine.gather(torch.stack(losses).mean())
@@ -95,48 +128,31 @@ def optimiser_step(run, step):
     return losses, norm
 
 
-def save_settings(run):
-    """settings.json beside the weights: every argument, DeepSpeed's configuration, the number of processes, and
-    hashes of what the run is made from."""
-    args = run.args
-    values = {}
-    for name, value in vars(args).items():
-        values[name] = str(value) if isinstance(value, Path) else value
-    files = {}
-    for path in run.pairs.files():
-        files[os.path.relpath(path, args.base_dir_input)] = cli.file_hash(path)
-    values["num_processes"] = run.engine.ranks
-    values["deepspeed"] = run.engine.settings
-    values["made_of"] = {
-        "base": pipeline.fingerprint(args.model_path / "vae"),
-        "weights": pipeline.fingerprint(pipeline.find_weights(args.transformer_id)),
-        "files": files,
-    }
-    (args.output_dir / "settings.json").write_text(json.dumps(values, indent=2, default=str) + "\n")
-
-
-def loop(run, interruption):
-    """All steps of a run, with what is looked at and written between them; the number of steps that are done."""
+def take_steps(run, interruption):
+    """All steps, with what is looked at and written between them; the number that are done."""
     args = run.args
     main = run.engine.rank == 0
     fixed = evaluation.FixedBatch(run)
     written = log.Log(args, run.start, main)
     saver = checkpoint.Saver(args, run.engine, run.transformer, run.mean)
-    progress = tqdm(initial=run.start, total=args.train_epochs, unit="step", desc="finetuning", disable=not main)
+    progress = tqdm(initial=run.start, total=args.train_epochs, unit="step", desc="finetuning",
+                    disable=not main)
     for step in range(run.start, args.train_epochs):
         done = step + 1
-        looked = fixed.loss(run) if step % args.evaluation_steps == 0 or done == args.train_epochs else None
+        look = step % args.evaluation_steps == 0 or done == args.train_epochs
+        fixed_losses = fixed.loss(run) if look else None
         began = time.time()
         losses, norm = optimiser_step(run, step)
         rate = settings.learning_rate(args, step)
-        progress.set_postfix(written.add(done, losses, rate, norm, time.time() - began, looked))
+        written.add(done, losses, rate, norm, time.time() - began, fixed_losses)
+        progress.update()
         if args.do_validation and done % args.validation_steps == 0:
             written.add_validation(done, evaluation.validate(run, done))
-        progress.update()
         last = done == args.train_epochs or interruption.asked
         if done % args.checkpointing_steps == 0 or last:
-            progress.set_postfix(written.flush())
+            written.flush()
             saver.save(done, last)
+        progress.set_postfix(written.shown)
         if last:
             break
     progress.close()
@@ -147,9 +163,9 @@ def loop(run, interruption):
 
 
 def train(args, open_pairs=dataset.open_pairs):
-    """Train as `args` say on the TrainingPairs that open_pairs gives. prepare.prepare() comes before.
+    """Train as `args` say, on the TrainingPairs of open_pairs; prepare.prepare() comes before.
 
-    Raises SystemExit if Ctrl-C or SIGTERM ended the run early, with the checkpoint of the last step written.
+    After Ctrl-C or SIGTERM in a single mode: SystemExit, once the step is done and written.
     """
     log.quiet()
     engine = make_engine(args)
@@ -161,19 +177,19 @@ def train(args, open_pairs=dataset.open_pairs):
         checkpoint.remove_leftovers(args.output_dir)
         save_settings(run)
     with Interruption(wanted=args.memory.startswith("single")) as interruption:
-        done = loop(run, interruption)
+        done = take_steps(run, interruption)
     if done < args.train_epochs:
         interruption.stop(args, done)
     if engine.rank == 0:
-        print(f"finished{cli.peak_memory(engine.device)}; log and curve in {args.output_dir}/train_log.csv, "
-              "train_curve.png")
+        print(f"finished{cli.peak_memory(engine.device)}; log and curve in {args.output_dir}/"
+              "train_log.csv, train_curve.png")
     engine.end()
 
 
 def main():
     args = settings.parse_args()
     if args.memory.startswith("single"):
-        prepare(args)  # with zero2, prepare.py has done so for all processes
+        prepare(args)  # for several processes, prepare.py has done it
     train(args)
 
 

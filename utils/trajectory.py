@@ -149,8 +149,8 @@ def angles(c2w, radius):
     motion = np.linalg.inv(c2w)
     phi = np.degrees(np.arctan2(-motion[:, 2, 0], motion[:, 0, 0]))
     theta = np.degrees(np.arctan2(-motion[:, 1, 2], motion[:, 1, 1]))
-    r = np.linalg.norm(motion[:, :3, 3] - [0, 0, radius], axis=1) / radius - 1
-    return phi, theta, r
+    pivot = np.sum(([0, 0, radius] - motion[:, :3, 3]) * motion[:, :3, 2], axis=1)
+    return phi, theta, pivot / radius - 1
 
 
 def preset_keyframes(item):

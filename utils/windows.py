@@ -103,14 +103,14 @@ def output_size(fit, size, target):
 def take_back(frames, fit, size):
     """The model's frames [F, H, W, 3] at the output's size, for a source of `size` (height, width).
 
-    Reduced by area averaging; enlarged by cubic interpolation (published: linear), which is nearer
-    to exact views (toolbox/benchmarks.md).
+    Enlarged linearly, as published: in holes that is nearer to exact views than cubic or Lanczos
+    interpolation. Reduced by area averaging.
     """
     target = frames.shape[1:3]
     frames = cut(frames, box(fit, size, target)) if fit == "pad" else frames
     size = output_size(fit, size, target)
     larger = frames[0, ..., 0].size > size[0] * size[1]
-    return video.resize(frames, *size, cv2.INTER_AREA if larger else cv2.INTER_CUBIC)
+    return video.resize(frames, *size, cv2.INTER_AREA if larger else cv2.INTER_LINEAR)
 
 
 def composite(render, out, known, feather):

@@ -1,4 +1,4 @@
-"""What the tests share: a small model and a small synthetic sequence, made by the project's own programs."""
+"""What the tests share: a small model and a small synthetic sequence, by the project's programs."""
 
 import importlib
 import os
@@ -19,7 +19,8 @@ def call(script, *args):
     main = importlib.import_module(script).main
     from utils import cli
 
-    before, sys.argv = sys.argv, [script, *map(str, args)]
+    before = sys.argv
+    sys.argv = [script, *map(str, args)]
     try:
         cli.run(main)
         return 0
@@ -27,7 +28,6 @@ def call(script, *args):
         return stop.code
     finally:
         sys.argv = before
-        torch.set_default_dtype(torch.float32)
 
 
 def free_port():
@@ -47,16 +47,18 @@ def pytest_collection_modifyitems(items):
 def model(tmp_path_factory):
     """A random model of 17 x 64 x 96: base/ and cognvs_ckpt_inpaint/."""
     folder = tmp_path_factory.mktemp("model")
-    assert call("toolbox.small_model.make_tiny_checkpoint", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96) == 0
+    assert call("toolbox.small_model.make_tiny_checkpoint", "--output_dir", folder,
+                "--frames", 17, "--height", 64, "--width", 96) == 0
     return folder
 
 
 @pytest.fixture(scope="session")
 def made_room(tmp_path_factory):
-    """A synthetic sequence of 17 x 64 x 96 with depth at full size and a K that is not the default one."""
+    """A synthetic sequence of 17 x 64 x 96, its depth at full size, its K not the default one."""
     folder = tmp_path_factory.mktemp("sequence") / "room"
-    assert call("toolbox.synthetic.make_synthetic_sequence", "--output_dir", folder, "--frames", 17, "--height", 64, "--width", 96,
-                "--focal", 100, "--depth_scale", 1, "--crf", 0) == 0  # fmt: skip
+    assert call("toolbox.synthetic.make_synthetic_sequence", "--output_dir", folder,
+                "--frames", 17, "--height", 64, "--width", 96, "--focal", 100,
+                "--depth_scale", 1, "--crf", 0) == 0
     return folder
 
 

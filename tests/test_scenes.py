@@ -13,11 +13,13 @@ K = torch.tensor([[32.0, 0, 14.5], [0, 32, 9.5], [0, 0, 1]], dtype=torch.float64
 
 
 def film(scene, c2w, time, k=K, height=HEIGHT, width=WIDTH, samples=1):
-    return scenes.render(scene, c2w, k, height, width, torch.as_tensor(time, dtype=torch.float64), samples)
+    time = torch.as_tensor(time, dtype=torch.float64)
+    return scenes.trace(scene, c2w, k, height, width, time, samples)
 
 
 def pixel_rays():
-    v, u = torch.meshgrid(torch.arange(HEIGHT).double(), torch.arange(WIDTH).double(), indexing="ij")
+    rows = torch.arange(HEIGHT).double()
+    v, u = torch.meshgrid(rows, torch.arange(WIDTH).double(), indexing="ij")
     return torch.linalg.inv(K) @ torch.stack([u, v, torch.ones_like(u)]).flatten(1)  # [3, P]
 
 
@@ -94,7 +96,7 @@ def test_depth_is_of_the_pixel_centre_whatever_the_samples():
 
 
 def test_a_point_seen_in_one_view_is_there_in_another():
-    """A camera of one pixel aimed at it from elsewhere sees it, or something before it, never past it."""
+    """A camera of one pixel aimed at it sees it, or something before it, never past it."""
     scene = scenes.make_scene(0)
     a, b = scenes.camera_path(scene, 2)
     depth = film(scene, a[None], [0.5])[1].flatten().double()
@@ -118,10 +120,11 @@ def test_a_batch_is_its_frames():
 
 
 def test_textures_move_with_their_body(monkeypatch):
-    """A camera that rides on a box sees it unchanged, when the light is the same from everywhere."""
-    monkeypatch.setattr(scenes, "LAMP", (0.0, 0.0, 0.0))
+    """A camera that rides on a box sees it unchanged, if light is the same from everywhere."""
+    below, above = scenes.Scene.tints[1:]
+    monkeypatch.setattr(scenes.Scene, "tints", ((0.0, 0.0, 0.0), below, above))
     paint = scenes.Texture("marble", "d8735a 3d405b 81b29a", 0.3, (1.5, 2.5, 3.5))
-    box = scenes.Body("box", (0.3, 0.3, 0.3), (0, -1.5, 0), paint, drift=(0.5, -0.3), yaw=(0.2, 1.1))
+    box = scenes.Body("box", (0.3, 0.3, 0.3), (0, -1.5, 0), paint, (0.5, -0.3), yaw=(0.2, 1.1))
     scene = replace(scenes.make_scene(0), bodies=(box,))
     start = torch.eye(4, dtype=torch.float64)
     start[:3, 3] = torch.tensor([0.1, -1.6, -1.2])
@@ -139,7 +142,8 @@ def test_balls_roll_without_slipping():
     balls = [b for b in bodies if b.kind == "sphere" and b.drift != (0, 0) and b.hop[0] == 0]
     assert len(balls) > 3
     for ball in balls:
-        now, soon = (scenes._place(ball, torch.tensor([t], dtype=torch.float64)) for t in (0.5, 0.501))
+        now = scenes.place(ball, torch.tensor([0.5], dtype=torch.float64))
+        soon = scenes.place(ball, torch.tensor([0.501], dtype=torch.float64))
         touching = now.centre + torch.tensor([[0.0], [ball.half[1]], [0.0]])
         later = soon.axes @ now.local(touching) + soon.centre
         assert (later - touching).norm() < 0.02 * 0.001 * math.hypot(*ball.drift) + 1e-5
@@ -157,19 +161,22 @@ def test_orbits_stay_in_the_room_and_out_of_the_objects(seed):
     back = torch.stack([about_y(a)[:, 2] * -depth * k for a in angles for k in (0.7, 1, 1.3)], 1)
     eye = (pivot + turn @ back).float()[None]
     for t in (0.0, 0.5, 1.0):
-        room, *solids = [scenes._place(body, torch.tensor([t])) for body in (scene.room, *scene.bodies)]
-        assert scenes._distance(room, eye).max() < -0.1
-        assert all(scenes._distance(solid, eye).min() > 0.2 for solid in solids)
+        time = torch.tensor([t])
+        solids = [scenes.place(body, time) for body in scene.bodies]
+        room = scenes.place(scene.room, time)
+        assert scenes.distance(room, eye).max() < -0.1
+        assert all(scenes.distance(solid, eye).min() > 0.2 for solid in solids)
 
 
 def test_coarser_scenes_have_the_same_shapes_in_larger_softer_patterns():
     scene, (height, width) = scenes.make_scene(0), (48, 64)
     k = torch.tensor([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]])
     args = scenes.camera_path(scene, 1), k, height, width, torch.zeros(1)
-    fine, coarse, soft = (scenes.render(s, *args)
-                          for s in (scene, scenes.coarsen(scene, 2, 1), scenes.coarsen(scene, 2, 4)))  # fmt: skip
+    fine = scenes.trace(scene, *args)
+    coarse = scenes.trace(scenes.coarsen(scene, 2, 1), *args)
+    soft = scenes.trace(scenes.coarsen(scene, 2, 4), *args)
     assert torch.equal(fine[1], coarse[1]) and torch.equal(fine[1], soft[1])
     detail = [rgb.diff(dim=2).abs().mean() for rgb, _ in (fine, coarse, soft)]
     assert detail[0] > 1.1 * detail[1] > 1.1 * detail[2]
-    same = scenes.render(scenes.coarsen(scene, 1, 1), *args)[0]
+    same = scenes.trace(scenes.coarsen(scene, 1, 1), *args)[0]
     assert torch.equal(same, fine[0])

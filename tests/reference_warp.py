@@ -1,4 +1,4 @@
-"""The warp's arithmetic once more, in float64 numpy, as its specification reads: slow, plain, independent of utils/."""
+"""The warp's arithmetic once more, in plain float64 numpy, independent of utils/."""
 
 import numpy as np
 from scipy.ndimage import binary_dilation
@@ -11,11 +11,14 @@ def scaled_intrinsics(k, depth_shape, height, width):
         return np.array([[500.0, 0, width // 2], [0, 500.0, height // 2], [0, 0, 1]])
     sx, sy = depth_shape[1] / width, depth_shape[0] / height
     s = np.sqrt(sx * sy)
-    return np.array([[k[0, 0] / s, 0, k[0, 2] / sx], [0, k[1, 1] / s, k[1, 2] / sy], [0, 0, 1]], np.float64)
+    fx, cx = k[0, 0] / s, k[0, 2] / sx
+    fy, cy = k[1, 1] / s, k[1, 2] / sy
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
 
 def resized_depth(depth, height, width):
-    return resize(depth.astype(np.float64), (height, width), order=1, mode="symmetric", anti_aliasing=False)
+    how = {"order": 1, "mode": "symmetric", "anti_aliasing": False}
+    return resize(depth.astype(np.float64), (height, width), **how)
 
 
 def move(depth, k, phi_deg, theta_deg, r, radius):
@@ -45,7 +48,9 @@ def project(depth, k, motion):
 def splat(values, u, v, z_weight):
     """values [H, W, C] spread by weight: weighted mean and mask."""
     height, width, channels = values.shape
-    total, weights = np.zeros((height, width, channels)), np.zeros((height, width))
+    total = np.zeros((height, width, channels))
+    weights = np.zeros((height, width))
+    u, v = np.nan_to_num(u, nan=-9), np.nan_to_num(v, nan=-9)  # of unknown depth, weight 0
     x0, x1, y0, y1 = np.floor(u), np.ceil(u), np.floor(v), np.ceil(v)
     for x, wx in ((x0, 1 - (u - x0)), (x1, 1 - (x1 - u))):
         for y, wy in ((y0, 1 - (v - y0)), (y1, 1 - (y1 - v))):

@@ -1,7 +1,9 @@
 """run_all.sh: what is done is skipped, what changed is made anew, another run is refused."""
 
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,16 @@ from utils import cli, video
 PATHS = 10  # more than nine: as text, 10 comes before 2
 
 
+def arguments(model, folder):
+    """To go from folder/room and folder/trajs to folder/out."""
+    return ["--data_path", folder / "room", "--trajs", folder / "trajs",
+            "--model_path", model / "base", "--transformer_id", model / "cognvs_ckpt_inpaint",
+            "--output_dir", folder / "out", "--num_train_render", "2", "--memory", "single",
+            "--num_inference_steps", "1", "--train_epochs", "1"]
+
+
 def start(model, folder, *more):
-    """run_all.py on folder/room and folder/trajs into folder/out."""
-    return call("toolbox.run_all", "--data_path", folder / "room", "--trajs", folder / "trajs",
-                "--model_path", model / "base", "--transformer_id", model / "cognvs_ckpt_inpaint",
-                "--output_dir", folder / "out", "--num_train_render", 2, "--memory", "single",
-                "--num_inference_steps", 1, "--train_epochs", 1, *more)
+    return call("toolbox.run_all", *arguments(model, folder), *more)
 
 
 def files(folder):
@@ -34,14 +40,17 @@ def outputs(folder, name):
 
 @pytest.fixture(scope="module")
 def made(model, made_room, tmp_path_factory):
-    """A folder with room/ and trajs/, and what run_all.py made of them."""
+    """A folder with room/ and trajs/, and what run_all.sh made of them."""
     folder = tmp_path_factory.mktemp("run_all")
     shutil.copytree(made_room, folder / "room")
     (folder / "trajs").mkdir()
     for number in range(1, PATHS + 1):
         path = folder / "trajs" / f"path{number:02}.txt"
         path.write_text(f"0 {number}\n0 0\n0 0\n")
-    assert start(model, folder) == 0
+    script = ROOT / "toolbox/run_all.sh"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(["sh", script, *arguments(model, folder)], check=True,
+                   env=os.environ | {"PATH": path})
     return folder
 
 
@@ -167,7 +176,7 @@ def test_only_what_the_stage_made_itself_is_deleted(stage):
     assert kept.read_text() == "by hand" and run_all.is_done(stage)
 
 
-@pytest.mark.parametrize("script", ["run_all.sh", "quickstart.sh", "process_ckpts.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "process_ckpts.sh"])
 def test_the_scripts_print_their_use(script):
     command = ["sh", ROOT / "toolbox" / script, "--help"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -10,7 +10,6 @@ import torch
 from conftest import ROOT, call
 from diffusers import CogVideoXTransformer3DModel
 
-from toolbox import benchmark
 from utils import cli, metrics, sequence, trajectory, video
 
 TOOLBOX = ROOT / "toolbox"
@@ -141,34 +140,6 @@ def test_psnr_is_masked():
     assert metrics.masked_psnr(a, b, mask)["holes"] == pytest.approx(20)
     assert metrics.masked_psnr(a, b, mask)["all"] == pytest.approx(20 + 10 * np.log10(2))
     assert np.isnan(metrics.psnr(a, b, np.zeros_like(mask)))
-
-
-def test_the_inference_benchmark_prints_a_row_a_placement(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "WHOLE", 9)  # steps
-    small = "--size", "tiny", "--steps", 4, "--device", "cpu"
-    args = "toolbox.benchmark", "inference", *small, "--placements"
-    assert call(*args, "gpu", "gpu,fast") == 0
-    out = capsys.readouterr().out
-    rows = [line.strip("| ").split(" | ") for line in out.splitlines() if line.startswith("| gpu")]
-    assert [row[0] for row in rows] == ["gpu", "gpu,fast"]
-    # of so few small steps the time of one may be noise, below 0 even
-    assert np.isfinite([float(cell) for cell in [*rows[0][1:4], rows[1][3]]]).all()
-    assert call(*args, "low", "gpu") == 2
-    out, err = capsys.readouterr()
-    assert "| low | --memory low" in out and "\n| gpu | " in out and "1 of 2 rows" in err
-
-
-@pytest.mark.parametrize("stderr, message", [
-    ("10%|# |\nerror: got 1; expected 2\n", "error: got 1; expected 2"),
-    ("usage: train.py\n  [--a]\ntrain.py: error: unrecognized arguments: --b\n",
-     "error: unrecognized arguments: --b"),
-    ("[rank0]: Traceback\n[rank0]: torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB.\n"
-     "Traceback\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n=====\n",
-     "torch.OutOfMemoryError: CUDA out of memory. Tried 2 GiB."),
-    ("w" * 400 + "\nSegmentation fault\n", "w" * 281 + " Segmentation fault"),
-])
-def test_a_row_that_failed_says_why(stderr, message):
-    assert benchmark.reason(stderr) == message
 
 
 def programs():

@@ -82,15 +82,16 @@ def parse_args():
 
 
 def complete(args):
-    """Make paths absolute, and choose what was left open by the GPUs that are there.
-
-    Raises InputError for folders that are not what they should be.
-    """
+    """Check the arguments, make paths absolute, and choose memory and processes by the GPUs."""
     for name in ("data_path", "model_path", "transformer_id", "output_dir", "trajs"):
         setattr(args, name, getattr(args, name).resolve())
     if not (args.data_path / "gt_rgb.mp4").is_file():
         raise InputError(f"--data_path {args.data_path}: no gt_rgb.mp4 there; expected a sequence "
                          "folder")
+    if not any(args.trajs.glob("*.txt")):
+        raise InputError(f"--trajs {args.trajs}: expected a folder of camera paths, .txt")
+    if args.num_train_render < 1:
+        raise InputError(f"--num_train_render {args.num_train_render}: expected at least 1")
     pipeline.check_base(args.model_path)
     gpus = torch.cuda.device_count()
     args.memory = args.memory or ("single" if gpus == 1 else "zero2")
@@ -122,7 +123,10 @@ def read_record(stage):
     """The record of a stage; an empty one if it was not made yet."""
     if not stage.record.is_file():
         return {"settings": {}, "inputs": {}, "results": {}}
-    return json.loads(stage.record.read_text())
+    try:
+        return json.loads(stage.record.read_text())
+    except ValueError as error:
+        raise InputError(f"{stage.record}: no JSON ({error}); delete it") from error
 
 
 def write_record(stage, results):

@@ -358,7 +358,8 @@ def inpaint(args, weights):
                "--num_inference_steps", args.num_inference_steps, "--output_dir", args.outputs]
     if not args.no_composite:
         print("known pixels are kept from the render (--composite): the model works at one small "
-              "size, and what it gives back for them is blurred; --no_composite shows that")
+              "size, and what it gives back for them is blurred; --no_composite shows that",
+              flush=True)
         command.append("--composite")
     return run(command)
 

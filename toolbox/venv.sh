@@ -1,5 +1,5 @@
 # Sourced by quickstart.sh and tests/run.sh.
-# use_venv FILE... installs these requirement files into .venv, if it has not them, and activates it.
+# use_venv FILE... installs these requirement files into .venv, unless they are, and activates it.
 use_venv() {
     stamp=".venv/.installed-$(cat "$@" | cksum | tr ' ' -)"
     if [ ! -f "$stamp" ]; then

@@ -1,9 +1,12 @@
 """The programs behind checkpoints/tiny, at a size that a CPU trains in seconds."""
 
 import csv
+import json
 import os
+import pickle
 import re
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -52,14 +55,19 @@ class NoStream:
         pass
 
 
+def make_here(make, first_seed, count, device):
+    """In place of clips.first_and_more, without the seconds that its processes take to start."""
+    make = pickle.loads(pickle.dumps(make))  # as they get it
+    return [make(first_seed + i, device) for i in range(count)], NoStream()
+
+
 def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(clips, "first_and_more", make_here)
     monkeypatch.setattr(train_vae, "VALIDATION_SEEDS", (100,))
     args = ("toolbox.small_model.train_vae", "--vae_config", small / "base" / "vae",
             "--shape", *SHAPE, "--pool", 2, 4, "--batch_size", 2, "--minutes", 0.03)
     assert call(*args, "--output_dir", tmp_path / "a") == 0
     first = load_file(tmp_path / "a" / "state.safetensors")
-    made = [train_vae.make_item(SHAPE, 1000, CPU)]
-    monkeypatch.setattr(clips, "first_and_more", lambda *_: (made, NoStream()))
     resume = "--resume", tmp_path / "a" / "state.safetensors", "--freeze_encoder", "--last"
     assert call(*args, "--output_dir", tmp_path / "b", *resume) == 0
     second = load_file(tmp_path / "b" / "state.safetensors")
@@ -108,41 +116,43 @@ def test_the_views_of_a_scene_see_the_same_world():
     assert (render[mask].float() - second.rgb[mask].float()).abs().median() < 8
 
 
-def train_transformer(small, *args):
-    """The launch script with train_transformer.py in place of train.py, as in the recipe."""
-    command = ["sh", ROOT / "finetune" / "finetune_cognvs.sh", "--memory", "single",
-               "--model_path", small / "base", "--transformer_id", small / "cognvs_ckpt_inpaint",
-               "--base_dir_input", "scenes", "--compile", "False", *args]
-    trainer = {"trainer": "../toolbox/small_model/train_transformer.py"}
-    return subprocess.run(list(map(str, command)), env=os.environ | trainer, capture_output=True,
-                          text=True)
+def launch_flags(tmp_path, *args):
+    """What finetune_cognvs.sh gives to the program in place of train.py."""
+    program = tmp_path / "print_flags.py"
+    program.write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
+    command = ["sh", ROOT / "finetune" / "finetune_cognvs.sh", "--base_dir_input", "scenes", *args]
+    done = subprocess.run(list(map(str, command)), env=os.environ | {"trainer": str(program)},
+                          stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-def test_the_trainer_learns_from_ray_traced_scenes(small, tmp_path):
-    done = train_transformer(small, "--first_seed", 1000, "--scenes", 1, "--train_epochs", 2,
-                             "--batch_size", 2, "--output_dir", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "training pairs of ray-traced scenes" in done.stdout
+def test_the_trainer_learns_from_ray_traced_scenes(small, tmp_path, capsys):
+    flags = launch_flags(tmp_path, "--memory", "single", "--first_seed", 1000, "--scenes", 1,
+                         "--model_path", small / "base", "--output_dir", tmp_path / "out",
+                         "--transformer_id", small / "cognvs_ckpt_inpaint", "--train_epochs", 2,
+                         "--batch_size", 2, "--compile", "False")
+    assert call("toolbox.small_model.train_transformer", *flags) == 0
+    assert "training pairs of ray-traced scenes" in capsys.readouterr().out
     with open(tmp_path / "out" / "train_log.csv", newline="") as file:
         losses = [float(row["loss"]) for row in csv.DictReader(file)]
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert (tmp_path / "out" / "my_checkpoint-2_transformer" / "config.json").is_file()
 
 
-def test_scenes_ask_for_one_process(small, tmp_path, capsys):
-    from finetune import settings
-
-    flags = []
-    for name, _ in settings.PATHS:
-        flags += [f"--{name}", tmp_path]
-    for name, kind, *_ in settings.NUMBERS:
-        flags += [f"--{name}", kind(0.5) or 1]
-    for name, _ in settings.SWITCHES:
-        flags += [f"--{name}", "False"]
-    for name, choices, _ in settings.CHOICES:
-        flags += [f"--{name}", choices[0]]
-    program = "toolbox.small_model.train_transformer"
-    assert call(program, *flags, "--memory", "zero2", "--first_seed", 0) == 2
-    assert "--memory zero2: one process trains" in capsys.readouterr().err
-    assert call(program, *flags, "--memory", "single", "--first_seed", -1) == 2
+def test_scenes_ask_for_one_process(tmp_path, capsys):
+    flags = launch_flags(tmp_path, "--memory", "single", "--first_seed", -1)
+    assert call("toolbox.small_model.train_transformer", *flags) == 2
     assert "--first_seed -1: expected 0 or more" in capsys.readouterr().err
+    flags += "--first_seed", "0", "--memory", "zero2"
+    assert call("toolbox.small_model.train_transformer", *flags) == 2
+    assert "--memory zero2: one process trains" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["synthetic/clips.py", "synthetic/scenes.py",
+                                  "synthetic/textures.py", "synthetic/yards.py",
+                                  "small_model/scene_pairs.py"])
+def test_a_module_that_is_run_says_that_it_is_none(name):
+    done = subprocess.run([sys.executable, ROOT / "toolbox" / name, "--help"], text=True,
+                          capture_output=True)
+    assert done.returncode and done.stderr.startswith("error: a module, not a program;")
+    assert len(done.stderr.splitlines()) == 1

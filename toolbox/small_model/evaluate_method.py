@@ -174,7 +174,7 @@ def gradient_energy(picture, where):
 
 
 class ClipPairs:
-    """dataset.TrainingPairs of one clip in memory: its own renders, warped away and back."""
+    """What dataset.training_batch draws from: a clip in memory, and its renders there and back."""
 
     def __init__(self, pipe, clip):
         self.posterior = pipe.posterior(video.to_signed(clip.rgb)[None].to(pipe.device, pipe.dtype))
@@ -183,7 +183,8 @@ class ClipPairs:
             render, _ = clips.reproject(clip, clips.path_cameras(clip, keyframes), "train")
             self.renders.append(render)
 
-    def latents(self, pipe, draw, rng, device, dtype, size=1):
+    def latents(self, pipe, draw, rng, device, dtype, size):
+        """As of dataset.TrainingPairs, of one pair."""
         assert size == 1
         number = torch.randint(len(self.renders), (), generator=draw).item()
         x0 = pipe.sample(self.posterior, rng)

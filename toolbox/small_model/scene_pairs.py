@@ -5,6 +5,9 @@ goes with what that one saw; warped there and back (--mode train), with what it 
 once more in a mirror, in other colours. All are kept as the VAE's posteriors, made once.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
+
 import functools
 import itertools
 import random

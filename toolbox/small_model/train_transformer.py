@@ -6,7 +6,7 @@
 finetune_cognvs.sh holds all other settings; base_dir_input is not read.
 """
 
-import functools
+import contextlib
 import sys
 from pathlib import Path
 
@@ -36,16 +36,18 @@ def parse_args():
     return args
 
 
-def open_scenes(base_dir_input, model_path, clip_shape, rank, device, first_seed, scenes):
-    """In place of dataset.open_pairs."""
-    return ScenePairs(model_path, clip_shape, rank, device, first_seed, scenes)
-
-
 def main():
     args = parse_args()
     prepare(args, check_pairs=None)
-    pairs = functools.partial(open_scenes, first_seed=args.first_seed, scenes=args.scenes)
-    train.train(args, open_pairs=pairs)
+    with contextlib.ExitStack() as stack:
+
+        def open_scenes(base_dir_input, model_path, clip_shape, rank, device):
+            """In place of dataset.open_pairs."""
+            pairs = ScenePairs(model_path, clip_shape, rank, device, args.first_seed, args.scenes)
+            stack.callback(pairs.stream.close)
+            return pairs
+
+        train.train(args, open_pairs=open_scenes)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ A clip is what a sequence folder holds, as tensors on one device: rgb uint8 [F, 
 float32 [F, H, W] in metres, c2w float64 [F, 4, 4], K float64 [3, 3] in pixels.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
+
 import itertools
 import math
 import os

@@ -7,6 +7,9 @@ c2w[:3, :3] @ K^-1 @ (u, v, 1), so a ray's parameter is its z-depth. Inside, vec
 linear RGB.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
+
 import itertools
 import math
 from dataclasses import dataclass, replace

@@ -4,6 +4,9 @@ Points are [3, n], in the axes of the body they belong to, so that a texture mov
 it. w [n] is how wide a pixel is there: what is finer than that fades out instead of aliasing.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
+
 import math
 from dataclasses import dataclass
 from functools import lru_cache

@@ -4,6 +4,9 @@ Its layout, its light and its textures (but for the bands of a traffic cone) are
 scenes.make_scene. Axes, units and shapes are those of scenes.py.
 """
 
+if __name__ == "__main__":
+    raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
+
 import math
 from random import Random
 from typing import NamedTuple

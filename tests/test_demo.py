@@ -156,7 +156,7 @@ def test_a_model_that_changes_nothing_gives_a_long_video_back(model, renders, mo
 
 
 def test_the_second_window_goes_on_from_the_first(model, renders, monkeypatch):
-    """A model that paints holes, in each window another grey: no jump, and the second sees what the first painted."""
+    """A model that paints holes, another grey in each window: the second sees the first's."""
     frames = np.full((20, 64, 96, 3), 200, np.uint8)
     frames[:, :, 40:] = 0
     video.write_video(

@@ -1,3 +1,4 @@
 import logging
 
-logging.getLogger("torchao").setLevel(logging.ERROR)  # says at import that its own kernels, not used here, do not load
+# torchao says at import that kernels of its own, which are not used here, do not load
+logging.getLogger("torchao").setLevel(logging.ERROR)

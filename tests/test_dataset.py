@@ -1,0 +1,194 @@
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import call
+from training import CPU, paired_room, pipe  # noqa: F401
+
+from finetune import dataset
+from utils import video
+from utils.cli import InputError
+
+
+@pytest.fixture(scope="module")
+def pairs(pipe, paired_room):  # noqa: F811
+    return dataset.open_pairs(paired_room, None, pipe.clip_shape)
+
+
+def sample(pipe, pairs, rank=0, step=0, seed=42, size=1):  # noqa: F811
+    return dataset.training_batch(pipe, pairs, seed, rank, step, CPU, torch.float32, size)
+
+
+def test_every_rank_and_step_draws_its_own_sample(pipe, pairs):  # noqa: F811
+    first = sample(pipe, pairs)
+    assert all(map(torch.equal, first, sample(pipe, pairs)))
+    for other in ({"rank": 1}, {"step": 1}, {"seed": 43}):
+        other = sample(pipe, pairs, **other)
+        assert not torch.equal(first[3], other[3])  # timestep
+        assert (first[2] - other[2]).abs().mean() > 0.5  # noise
+    drawn = set()
+    for step in range(80):
+        _, render, start = pairs.draw(dataset.generator(42, "clip", step % 4, step))
+        drawn.add((render.name, start))
+    assert drawn == {(f"train_render{i}.mp4", 0) for i in (1, 2, 3)}
+
+
+def test_a_fixed_batch_covers_the_schedule_and_changes_no_draw(pipe, pairs):  # noqa: F811
+    before = sample(pipe, pairs)
+    made = [dataset.fixed_batches(pipe, pairs, 42, rank, 2, 2, CPU, torch.float32, 2)
+            for rank in (0, 1, 0)]
+    assert all(map(torch.equal, before, sample(pipe, pairs)))
+    timesteps = torch.cat([batch[3] for batch in made[0] + made[1]])
+    assert sorted(timesteps.tolist()) == [62, 187, 312, 437, 562, 687, 812, 937]
+    for first, again in zip(made[0], made[2], strict=True):
+        assert all(map(torch.equal, first, again))
+        assert not torch.equal(first[2], before[2])
+
+
+@pytest.fixture
+def long_pairs(tmp_path):
+    """Pairs of clips of 5 frames, whose videos of 9 frames show their number: 20 i, 20 i + 10."""
+    shade = 20 * np.arange(9, dtype=np.uint8)[:, None, None, None]
+    frames = np.tile(shade, (1, 16, 16, 3))
+    info = video.VideoInfo(9, 16, 16, 10)
+    video.write_video(tmp_path / "gt_rgb.mp4", frames, info, crf=0)
+    video.write_video(tmp_path / "train_render1.mp4", frames + 10, info, crf=0)
+    return dataset.Pairs(tmp_path, (5, 16, 16))
+
+
+class Encoder:
+    """Stands in for a pipeline whose VAE does nothing; counts what is encoded as a target."""
+
+    scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000))
+    encoded = 0
+
+    def posterior(self, clip):
+        self.encoded += 1
+        return SimpleNamespace(parameters=torch.cat([clip, torch.full_like(clip, -30)], 1))
+
+    def sample(self, posterior, rng):
+        return posterior.mean
+
+    def encode(self, clip, rng):
+        return clip
+
+
+def test_a_sample_is_the_noised_render_and_the_target_of_one_window(long_pairs):
+    log_sigmas = []
+    encoder = Encoder()
+    starts = set()
+    for step in range(60):
+        x0, condition, _, _ = sample(encoder, long_pairs, step=step)
+        target, render, start = long_pairs.draw(dataset.generator(42, "clip", 0, step))
+        starts.add(start)
+        torch.testing.assert_close(x0, long_pairs.clip(target, start, CPU, torch.float32))
+        noise = condition - long_pairs.clip(render, start, CPU, torch.float32)
+        log_sigmas.append(noise.std().log().item())
+        shades = ((x0 + 1) * 127.5)[0, :, 0].mean((1, 2)) / 20
+        assert shades.round().tolist() == [start + i for i in range(5)]
+    assert np.mean(log_sigmas) == pytest.approx(-3, abs=0.25)
+    assert np.std(log_sigmas) == pytest.approx(0.5, abs=0.15)
+    assert starts == {0, 1, 2, 3, 4} and encoder.encoded == 5  # a window is encoded once
+
+
+def test_a_short_video_repeats_its_last_frame(long_pairs):
+    long_pairs.clip_shape = (12, 16, 16)
+    target, _, start = long_pairs.draw(dataset.generator(0, "clip", 0, 0))
+    clip = long_pairs.clip(target, start, CPU, torch.float32)
+    shades = ((clip + 1) * 127.5)[0, :, 0].mean((1, 2)) / 20
+    assert start == 0 and shades.round().tolist() == [*range(9), 8, 8, 8]
+
+
+def test_videos_are_decoded_once_while_they_fit(long_pairs, monkeypatch):
+    read = []
+    decode = dataset.read_resized
+    monkeypatch.setattr(dataset, "read_resized", lambda path, *size: read.append(path.name)
+                        or decode(path, *size))
+    for step in range(20):
+        sample(Encoder(), long_pairs, step=step)
+    assert sorted(read) == ["gt_rgb.mp4", "train_render1.mp4"]
+    read.clear()
+    long_pairs.videos = dataset.Cache(9 * 16 * 16 * 3)  # room for one of the two
+    long_pairs.posteriors = dataset.Cache(0)
+    first = sample(Encoder(), long_pairs, step=3)
+    again = sample(Encoder(), long_pairs, step=3)
+    assert all(map(torch.equal, first, again))
+    assert len(read) > 2 and len(long_pairs.videos.items) == 1
+
+
+def test_the_cache_keeps_to_its_limit_and_what_was_used_last():
+    cache = dataset.Cache(20)
+    made = []
+
+    def get(key, size=8):
+        return cache.get(key, lambda: made.append(key) or np.zeros(size, np.uint8))
+
+    for key in "abacab":  # c takes the place of b, and b then that of c
+        get(key)
+    assert made == ["a", "b", "c", "b"] and set(cache.items) == {"a", "b"}
+    assert get("large", 21).nbytes == 21 and set(cache.items) == {"a", "b"}
+
+
+def test_a_folder_of_sequences_is_sampled_evenly(paired_room, pipe, tmp_path):  # noqa: F811
+    for name in "abc":
+        (tmp_path / name).symlink_to(paired_room)
+    many = dataset.open_pairs(tmp_path, None, pipe.clip_shape)
+    names = []
+    for step in range(120):
+        target, _, _ = many.draw(dataset.generator(0, "clip", 0, step))
+        names.append(target.parent.name)
+    assert all(25 <= names.count(name) <= 55 for name in "abc")
+    x0, condition, noise, timestep = sample(pipe, many, size=2)
+    assert len(x0) == len(condition) == len(noise) == len(timestep) == 2
+    assert timestep[0] != timestep[1] and len(many.files()) == 12
+
+
+def test_what_a_process_keeps_is_counted(paired_room, pipe):  # noqa: F811
+    kept = dataset.check_pairs(paired_room, pipe.clip_shape)
+    assert kept == 4 * 17 * 64 * 96 * 3
+    assert dataset.check_pairs(paired_room, (17, 64_000, 9600)) == dataset.VIDEOS_KEPT
+
+
+@pytest.mark.parametrize("frames, message", [
+    (np.zeros(17, int), "freezes or reorders time"),
+    (np.arange(17)[::-1], "freezes or reorders time"),
+    (np.arange(16), "freezes or reorders time"),
+    (None, "not a readable .npz"),
+])
+def test_a_render_of_other_moments_is_refused(paired_room, tmp_path, frames, message):  # noqa: F811
+    folder = shutil.copytree(paired_room, tmp_path / "room")
+    cameras = folder / "train_cameras2.npz"
+    if frames is None:
+        cameras.write_bytes(cameras.read_bytes()[:100])
+    else:
+        np.savez(cameras, frames=frames)
+    with pytest.raises(InputError, match=message):
+        dataset.check_pairs(folder, (17, 64, 96))
+    cameras.unlink()
+    dataset.check_pairs(folder, (17, 64, 96))  # without cameras, as published
+
+
+@pytest.mark.parametrize("shape, message", [
+    ((16, 64, 96, 3), "got 16 frames; expected 17 frames"),
+    ((17, 32, 96, 3), "got 96 x 32 pixels; expected 96 x 64 pixels"),
+])
+def test_a_render_of_another_length_or_size_is_refused(paired_room, tmp_path, shape, message):  # noqa: F811
+    folder = shutil.copytree(paired_room, tmp_path / "room")
+    info = video.VideoInfo(*shape[:3], 10)
+    video.write_video(folder / "train_render2.mp4", np.zeros(shape, np.uint8), info)
+    with pytest.raises(InputError, match=message):
+        dataset.Pairs(folder, (17, 64, 96))
+
+
+def test_what_data_gen_makes_is_taken(room):
+    assert call("data_gen", "--data_path", room, "--mode", "train", "--num_train_render", 1,
+                "--device", "cpu") == 0
+    assert "frames" in np.load(room / "train_cameras1.npz")
+    assert dataset.check_pairs(room, (17, 64, 96)) == 2 * 17 * 64 * 96 * 3
+
+
+def test_a_folder_without_pairs_is_refused(made_room):
+    with pytest.raises(InputError, match="no train_render"):
+        dataset.check_pairs(made_room, (17, 64, 96))

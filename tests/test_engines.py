@@ -1,0 +1,125 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from training import pipe  # noqa: F401
+
+from finetune import engines, memory
+from finetune.loss import denoising_loss
+from utils import cogvideox
+from utils.cli import InputError
+
+
+def settings(mode="single", **values):
+    return SimpleNamespace(**{
+        "memory": mode, "learning_rate": 0.1, "beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8,
+        "weight_decay": 0, "max_grad_norm": 1.0, "seed": 0, "gradient_accumulation_steps": 1,
+        "batch_size": 3, **values})
+
+
+def test_single_fused_clips_by_the_larger_norm_of_the_step_before_and_of_this_one_so_far():
+    blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+    model = torch.nn.ModuleDict({"transformer_blocks": blocks}).bfloat16()
+    engine = engines.make_engine(settings("single_fused"))
+    engine.prepare(model)
+    first, first_bias = model.transformer_blocks[0].parameters()
+    last, _ = model.transformer_blocks[1].parameters()
+    seen = []
+    moments = np.zeros(2)
+    for step, (size, clipped) in enumerate([
+        (1, (1 / 2**0.5, 1 / 2**0.5)),  # even shares
+        (1, (3 / 5, 4 / 5)),  # by the norm of the step before, 5
+        (10, (30 / 30, 40 / 50)),  # too small for this one: by its own, as far as it is known
+    ]):
+        engine.begin(step, 0.1)
+        hook = last.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
+        norms = 3 * first.sum() + 0 * first_bias.sum() + 4 * last.sum()  # 3 and 4 times size
+        engine.backward(size / 8 * norms)
+        assert engine.step().item() == pytest.approx(5 * size, rel=1e-2)  # before clipping
+        hook.remove()
+        moments = 0.9 * moments + 0.1 * np.array(clipped) / 8
+        for block, moment in zip(engine.blocks, moments, strict=True):
+            average = block.optimizer.state[block.flat]["exp_avg"].float()[:64]
+            expected = torch.full((64,), moment, dtype=torch.float32)
+            torch.testing.assert_close(average, expected, rtol=2e-2, atol=0)
+    assert seen[0] is not None  # its bias never came: it was stepped after the pass
+    engine.backward((first.sum() + first_bias.sum()) / 8)
+    assert first.grad is None and first_bias.grad is None  # stepped and freed inside the pass
+
+
+def test_single_clips_the_mean_gradient_of_its_micro_batches():
+    model = torch.nn.Linear(4, 1, bias=False).bfloat16()
+    engine = engines.make_engine(settings(gradient_accumulation_steps=2))
+    engine.prepare(model)
+    engine.begin(0, 0.1)
+    for scale in (6.0, 10.0):
+        engine.backward(scale * model.weight.sum())
+    assert engine.step().item() == pytest.approx(16, rel=1e-2)  # 8 in each of four weights
+    block = engine.blocks[0]
+    moment = block.optimizer.state[block.flat]["exp_avg"].float()
+    clipped = torch.full((4,), 0.1 * 0.5)  # to norm 1
+    torch.testing.assert_close(moment[:4], clipped, rtol=2e-2, atol=0)
+    assert not moment[4:].any() and model.weight.data_ptr() == block.flat.data_ptr()
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    for width in (4, 300):
+        engine = engines.make_engine(settings())
+        engine.prepare(torch.nn.Linear(width, 1, bias=False).bfloat16())
+        if width == 4:
+            engine.begin(0, 0.1)
+            engine.backward(engine.model.weight.sum())
+            engine.step()
+            engine.save(tmp_path / "state")
+    with pytest.raises(InputError, match="not of this model and version; start anew"):
+        engine.load(tmp_path / "state")
+
+
+@pytest.mark.parametrize("mode, fused", [("zero2", None), ("zero2_offload", True)])
+def test_adamw_is_of_one_kernel_on_the_host_and_pytorchs_choice_on_gpus(mode, fused):
+    engine = object.__new__(engines.DeepSpeed)
+    engine.args = settings(mode)
+    engine.accelerator = SimpleNamespace(prepare=lambda *models: models)
+    engine.prepare(torch.nn.Linear(2, 2))
+    assert engine.optimizer.param_groups[0]["fused"] is fused
+
+
+def test_deepspeeds_settings_are_those_of_the_script():
+    config = json.loads((ROOT / "finetune" / "configs" / "zero2.json").read_text())
+    engines.configure(config, settings("zero2_offload", max_grad_norm=0.5))
+    assert config["train_micro_batch_size_per_gpu"] == 3 and config["gradient_clipping"] == 0.5
+    offload = config["zero_optimization"]["offload_optimizer"]
+    assert offload == {"device": "cpu", "pin_memory": False}
+    for wrong in ({"bf16": {"enabled": False}}, {"optimizer": {}}, {"scheduler": {}}):
+        with pytest.raises(InputError, match="must enable bf16 and name no optimizer"):
+            engines.configure(config | wrong, settings("zero2"))
+
+
+def test_kept_blocks_are_not_recomputed_and_gradients_are_the_same(pipe):  # noqa: F811
+    rng = torch.Generator().manual_seed(0)
+    fixed = [*torch.randn(3, 1, 5, 16, 8, 12, generator=rng), torch.tensor([300])]
+    transformer = pipe.transformer.train().requires_grad_(True)
+    calls = []
+    for number, block in enumerate(transformer.transformer_blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    gradients = []
+    for kept, expected in ((2, [0, 1]), (1, [0, 0, 1]), (0, [0, 0, 1, 1])):
+        cogvideox.recompute(transformer, kept)
+        calls.clear()
+        denoising_loss(transformer, pipe.scheduler, *fixed, torch.zeros(1, 8, 32),
+                       pipe.rotary_embedding("cpu")).backward()
+        assert sorted(calls) == expected
+        gradients.append(transformer.patch_embed.proj.weight.grad.clone())
+        transformer.zero_grad()
+    assert gradients[0].abs().max() > 0
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+
+
+def test_bf16_where_the_mode_says_so(monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": False})
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert memory.dtype(settings("single")) == torch.bfloat16
+    assert memory.dtype(settings("zero2")) == torch.float32

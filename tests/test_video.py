@@ -4,6 +4,7 @@ import signal
 import struct
 import threading
 import time
+import wave
 from fractions import Fraction
 
 import av
@@ -221,7 +222,10 @@ def test_16_bit_grey_comes_back_exactly(tmp_path):
 def test_what_is_no_video_is_refused(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
     (tmp_path / "c.mp4").write_bytes(b"")
-    for name in ("a.mp4", "b.mp4", "c.mp4"):
+    with wave.open(str(tmp_path / "sound.mp4"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(8000))
+    for name in ("a.mp4", "b.mp4", "c.mp4", "sound.mp4"):
         with pytest.raises(InputError, match=name):
             video.probe(tmp_path / name)
 

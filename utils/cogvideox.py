@@ -12,22 +12,15 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import TaylorSeerCacheConfig
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
-    CogVideoXCausalConv3d,
-    CogVideoXSpatialNorm3D,
-)
+from diffusers.models.autoencoders import autoencoder_kl_cogvideox as diffusers_vae
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from utils.cli import InputError
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
-KERNELS = [  # of attention, the fastest first
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
+           SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the fastest first
 GROWTH = 2  # of height and width, at each of the VAE's levels but the last
 
 
@@ -85,9 +78,8 @@ class Attention:
     It makes fewer passes over the tokens than diffusers' own.
     """
 
-    def __call__(
-        self, attn, hidden_states, encoder_hidden_states, attention_mask=None, image_rotary_emb=None
-    ):
+    def __call__(self, attn, hidden_states, encoder_hidden_states, attention_mask=None,
+                 image_rotary_emb=None):
         """Image tokens [B, n, C] and text tokens [B, m, C] to the same.
 
         image_rotary_emb: cosines and sines, each [n, c].
@@ -170,14 +162,9 @@ def predict_steps(transformer, steps):
     the last two that were computed (Liu et al. 2025, "TaylorSeer"). Not with blocks that take turns
     on the GPU: diffusers' hooks for that take this one off.
     """
-    config = TaylorSeerCacheConfig(
-        cache_interval=3,
-        disable_cache_before_step=3,
-        disable_cache_after_step=steps - 4,
-        taylor_factors_dtype=torch.float32,
-        use_lite_mode=True,
-    )
-    transformer.enable_cache(config)
+    transformer.enable_cache(TaylorSeerCacheConfig(
+        cache_interval=3, disable_cache_before_step=3, disable_cache_after_step=steps - 4,
+        taylor_factors_dtype=torch.float32, use_lite_mode=True))
 
 
 # ---- the sampler ---------------------------------------------------------------------------------
@@ -206,17 +193,11 @@ def denoise_step(scheduler, velocity, sample, now, before, x0_before, generator)
     x0 = alpha**0.5 * sample - (1 - alpha) ** 0.5 * velocity
     mean = x0 if first_order else second[0] * x0 - second[1] * x0_before
     sigma = (1 - alpha_after) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
-    noise = step_noise(sample, generator, draws=1 if first_order else 2)
+    for _ in range(1 if first_order else 2):  # diffusers draws twice, and uses the second
+        noise = torch.randn(sample.shape, generator=generator, dtype=sample.dtype,
+                            pin_memory=sample.is_cuda)
+    noise = noise.to(sample.device, non_blocking=True)
     return keep * sample - give * mean + sigma * noise, x0
-
-
-def step_noise(sample, generator, draws):
-    """Noise like a sample; the last of `draws`, as diffusers draws twice in second-order steps."""
-    for _ in range(draws):
-        noise = torch.randn(
-            sample.shape, generator=generator, dtype=sample.dtype, pin_memory=sample.is_cuda
-        )
-    return noise.to(sample.device, non_blocking=True)
 
 
 # ---- the VAE -------------------------------------------------------------------------------------
@@ -224,26 +205,17 @@ def step_noise(sample, generator, draws):
 
 def speed_up(vae):
     """Replace modules of a diffusers AutoencoderKLCogVideoX by faster ones of the same function."""
-    faster = {
-        torch.nn.GroupNorm: GroupNorm,
-        CogVideoXSpatialNorm3D: SpatialNorm,
-        CogVideoXCausalConv3d: CausalConv,
-    }
     for parent in list(vae.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in faster:
-                setattr(parent, name, take_over(child, faster[type(child)]))
+            for kind in (GroupNorm, SpatialNorm, CausalConv):
+                if type(child) is kind.__base__:
+                    faster = kind.__new__(kind)
+                    faster.__dict__.update(child.__dict__)  # its parameters and settings
+                    setattr(parent, name, faster)
     return vae
 
 
-def take_over(module, kind):
-    """A module of the class `kind`, a subclass of `module`'s, with its parameters and settings."""
-    new = kind.__new__(kind)
-    new.__dict__.update(module.__dict__)
-    return new
-
-
-class SpatialNorm(CogVideoXSpatialNorm3D):
+class SpatialNorm(diffusers_vae.CogVideoXSpatialNorm3D):
     """Applies its 1 x 1 x 1 convolutions before upsampling, not after."""
 
     def forward(self, f, zq, conv_cache=None):
@@ -290,18 +262,13 @@ def normalize(x, groups, weight, bias, eps):
     norm = torch.linalg.vector_norm(members, dim=1, dtype=torch.float32)
     variance = (norm.square() / members.shape[1] - mean.square()).clamp(min=0)
     channels = x.shape[1] // groups
-    out = F.batch_norm(  # which takes the moments as given
-        x.reshape(1, -1, *x.shape[2:]),
-        mean.repeat_interleave(channels),  # [B C]
-        variance.repeat_interleave(channels),
-        weight.float().repeat(len(x)),
-        bias.float().repeat(len(x)),
-        eps=eps,
-    )
-    return out.view_as(x)
+    moments = [moment.repeat_interleave(channels) for moment in (mean, variance)]  # [B C]
+    affine = [factor.float().repeat(len(x)) for factor in (weight, bias)]
+    batch = x.reshape(1, -1, *x.shape[2:])  # [1, B C, ...]: each channel by the moments given
+    return F.batch_norm(batch, *moments, *affine, eps=eps).view_as(x)
 
 
-class CausalConv(CogVideoXCausalConv3d):
+class CausalConv(diffusers_vae.CogVideoXCausalConv3d):
     """On a CPU a sum of 2D convolutions, one a time offset, for which there are good kernels."""
 
     def forward(self, inputs, conv_cache=None):

@@ -21,13 +21,8 @@ from utils.cli import InputError
 
 GIB = 2**30
 MARGIN = 0.95  # share of the free memory to be used
-PLANS = (  # mode, VAE in tiles; the fastest first
-    ("gpu", False),
-    ("gpu", True),
-    ("offload", False),
-    ("offload", True),
-    ("low", True),
-)
+# mode, VAE in tiles; the fastest first
+PLANS = (("gpu", False), ("gpu", True), ("offload", False), ("offload", True), ("low", True))
 # Bytes a pixel beside the weights, in bf16 at 49 x 480 x 720: of the VAE at once, which was
 # measured, of the VAE in tiles and of the transformer, which follow by arithmetic.
 PIXELS = 49 * 480 * 720
@@ -127,13 +122,9 @@ def set_tiling(vae, tiled):
 def offload_blocks(pipe, device):
     """Keep the transformer's blocks in host memory; each is copied over when its turn comes."""
     pipe.vae.to(device)
-    pipe.transformer.enable_group_offload(
-        device,
-        torch.device("cpu"),
-        "block_level",
-        num_blocks_per_group=1,
-        use_stream=device.type == "cuda",
-    )
+    pipe.transformer.enable_group_offload(device, torch.device("cpu"), "block_level",
+                                          num_blocks_per_group=1,
+                                          use_stream=device.type == "cuda")
 
 
 # ---- several processes ---------------------------------------------------------------------------

@@ -55,16 +55,11 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
         before, x0 = None, None
         for i, now in enumerate(self.scheduler.timesteps.tolist()):
             with self.transformer.cache_context("inpaint"):
-                velocity = self.transformer(
-                    torch.cat([sample, condition], 2),  # [1, f, 32, h, w]
-                    prompt_embeds,
-                    timesteps[i : i + 1],
-                    image_rotary_emb=rotary,
-                    return_dict=False,
-                )[0]
-            sample, x0 = cogvideox.denoise_step(
-                self.scheduler, velocity.float(), sample, now, before, x0, generator
-            )
+                both = torch.cat([sample, condition], 2)  # [1, f, 32, h, w]
+                velocity = self.transformer(both, prompt_embeds, timesteps[i : i + 1],
+                                            image_rotary_emb=rotary).sample
+            sample, x0 = cogvideox.denoise_step(self.scheduler, velocity.float(), sample, now,
+                                                before, x0, generator)
             sample, before = sample.to(dtype), now
 
         frames = self.decode_latents(sample)  # [1, 3, F, H, W] in [-1, 1]
@@ -106,11 +101,8 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
     @contextlib.contextmanager
     def watch(self, tell):
         """A context in which tell("encoding", "denoising" or "decoding") is called at each pass."""
-        stages = {
-            "encoding": self.vae.encoder,
-            "denoising": self.transformer,
-            "decoding": self.vae.decoder,
-        }
+        stages = {"encoding": self.vae.encoder, "denoising": self.transformer,
+                  "decoding": self.vae.decoder}
         with contextlib.ExitStack() as hooks:
             for name, module in stages.items():
                 hook = module.register_forward_hook(lambda *_, name=name: tell(name))
@@ -223,9 +215,8 @@ def load_pipeline(model_path, weights, dtype, device="cpu"):
     """
     model_path = Path(model_path)
     transformer_config(model_path, Path(weights))  # checks that they go together
-    scheduler = CogVideoXDPMScheduler.from_pretrained(
-        model_path / "scheduler", timestep_spacing="trailing"
-    )
+    scheduler = CogVideoXDPMScheduler.from_pretrained(model_path / "scheduler",
+                                                      timestep_spacing="trailing")
     if scheduler.config.prediction_type != "v_prediction":
         raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; "
                          "expected CogVideoX's, for v_prediction")
@@ -245,9 +236,8 @@ def load_model(cls, path, dtype):
     """A diffusers model of a local folder; tensors that are missing are an error, not noise."""
     check_weights(cls, path)
     try:
-        model, report = cls.from_pretrained(
-            path, torch_dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        model, report = cls.from_pretrained(path, torch_dtype=dtype, local_files_only=True,
+                                            output_loading_info=True)
     except (ValueError, RuntimeError, KeyError) as error:
         said = " ".join(str(error).split())
         raise InputError(f"{path}: could not be loaded: {said}; download it again") from error
@@ -292,11 +282,9 @@ def pick_dtype(name, device):
     auto is bf16 on GPUs and on CPUs with bf16 instructions, else fp32.
     """
     if name == "auto":
-        fast = device.type == "cuda"
-        if hasattr(torch.cpu, "get_capabilities"):
-            for flag, there in torch.cpu.get_capabilities().items():
-                fast |= there and flag.endswith("bf16")
-        name = "bf16" if fast else "fp32"
+        flags = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = any(there and flag.endswith("bf16") for flag, there in flags.items())
+        name = "bf16" if fast or device.type == "cuda" else "fp32"
     return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
 
 
@@ -324,13 +312,8 @@ def load_adapter(transformer, folder):
     """Add the LoRA of a folder, at the scale it was trained with."""
     try:
         transformer.load_lora_adapter(
-            str(folder),
-            prefix=None,
-            adapter_name="default",
-            use_safetensors=True,
-            weight_name="pytorch_lora_weights.safetensors",
-            local_files_only=True,
-        )
+            str(folder), prefix=None, adapter_name="default", use_safetensors=True,
+            weight_name="pytorch_lora_weights.safetensors", local_files_only=True)
     except (ValueError, KeyError, OSError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{folder}: the LoRA could not be loaded: {said}") from error
@@ -431,11 +414,8 @@ def encode_empty_prompt(model_path, length, dtype):
     try:
         tokenizer = T5Tokenizer.from_pretrained(folder, local_files_only=True)
         text_encoder, report = T5EncoderModel.from_pretrained(
-            model_path / "text_encoder",
-            dtype=dtype,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+            model_path / "text_encoder", dtype=dtype, local_files_only=True,
+            output_loading_info=True)
     except Exception as error:  # what a broken download raises is anything
         said = " ".join(str(error).split())[:200]
         raise InputError(f"{model_path}: tokenizer or text_encoder could not be loaded "

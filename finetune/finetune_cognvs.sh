@@ -83,11 +83,9 @@ for argument in "$@"; do  # the last --memory counts, as for all flags
     before=$argument
 done
 case "$memory" in single*) exec "$python" "$trainer" "$@" ;; esac
-[ "$trainer" = train.py ] || {
-    echo "error: trainer $trainer: got memory=$memory; expected single or single_fused" >&2; exit 2; }
-
-[ -f "$accelerate_config" ] || {
-    echo "error: accelerate_config $accelerate_config: no such file" >&2; exit 2; }
+fail() { echo "error: $1" >&2; exit 2; }
+[ "$trainer" = train.py ] || fail "trainer $trainer: got memory=$memory; expected single*"
+[ -f "$accelerate_config" ] || fail "accelerate_config $accelerate_config: no such file"
 held() { sed -n "s/^$1: *\([^#]*\).*/\1/p" "$accelerate_config" | tr -d "\"' \r"; }
 processes=$(held num_processes)
 machines=$(held num_machines)

@@ -111,6 +111,7 @@ def plot(log, picture):
     axes[1].set(ylabel="loss", title="Each step, and the mean of 20: depends on the timestep drawn")
     axes[2].plot(steps, column(rows, "gradient_norm"))
     axes[2].set(ylabel="norm", title="Gradients, before clipping", xlabel="step")
+    axes[2].xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(picture, dpi=100)
     plt.close(figure)
 

@@ -108,7 +108,8 @@ def plot(log, picture):
     axes[0].set(ylabel="loss", title="Fixed batch: falls in a good run")
     axes[1].plot(steps, losses, ".", alpha=0.3)
     axes[1].plot(steps, smooth)
-    axes[1].set(ylabel="loss", title="Each step, and the mean of 20: depends on the timestep drawn")
+    axes[1].set(ylabel="loss", yscale="log",
+                title="Each step, and the mean of 20: depends on the timestep drawn")
     axes[2].plot(steps, column(rows, "gradient_norm"))
     axes[2].set(ylabel="norm", title="Gradients, before clipping", xlabel="step")
     axes[2].xaxis.get_major_locator().set_params(integer=True)

@@ -1,5 +1,6 @@
 """run_all.sh: what is done is skipped, what changed is made anew, another run is refused."""
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -13,6 +14,15 @@ from toolbox import run_all
 from utils import cli, video
 
 PATHS = 10  # more than nine: as text, 10 comes before 2
+SIZE = ("--frames", 17, "--height", 32, "--width", 48)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model of 17 x 32 x 48: five programs and ten videos in seconds."""
+    folder = tmp_path_factory.mktemp("model")
+    assert call("toolbox.small_model.make_tiny_checkpoint", "--output_dir", folder, *SIZE) == 0
+    return folder
 
 
 def arguments(model, folder):
@@ -39,10 +49,11 @@ def outputs(folder, name):
 
 
 @pytest.fixture(scope="module")
-def made(model, made_room, tmp_path_factory):
+def made(model, tmp_path_factory):
     """A folder with room/ and trajs/, and what run_all.sh made of them."""
     folder = tmp_path_factory.mktemp("run_all")
-    shutil.copytree(made_room, folder / "room")
+    assert call("toolbox.synthetic.make_synthetic_sequence", "--output_dir", folder / "room",
+                *SIZE) == 0
     (folder / "trajs").mkdir()
     for number in range(1, PATHS + 1):
         path = folder / "trajs" / f"path{number:02}.txt"
@@ -74,7 +85,23 @@ def test_all_paths_come_out_and_are_skipped_the_next_time(model, folder, capfd):
     assert files(folder) == before
 
 
-def test_what_changed_is_made_anew_and_what_is_gone_leaves_nothing(model, folder, capfd):
+@pytest.fixture
+def in_process(monkeypatch):
+    """Python programs are called in this process, which saves their starts; scripts are started."""
+    start_process = run_all.run
+
+    def run(*command, **environment):
+        if command[0] != sys.executable:
+            return start_process(*command, **environment)
+        program = command[1].removesuffix(".py").replace("/", ".")
+        assert call(program, *command[2:]) == 0
+        return 0
+
+    monkeypatch.setattr(run_all, "run", run)
+
+
+def test_what_changed_is_made_anew_and_what_is_gone_leaves_nothing(
+        model, folder, in_process, capfd):
     render = (folder / "room/eval_render2.mp4").read_bytes()
     output = cli.file_hash(outputs(folder, "out")[1])
     (folder / "trajs/path02.txt").write_text("0 -9\n0 0\n0 0\n")
@@ -88,7 +115,7 @@ def test_what_changed_is_made_anew_and_what_is_gone_leaves_nothing(model, folder
     assert cli.file_hash(outputs(folder, "out")[1]) != output  # made by other weights
     assert (folder / "out/my_checkpoint-2_transformer").is_dir()
     assert sorted(outputs(folder, "out")) == sorted(outputs(folder, "side_by_side")) == [1, 2]
-    assert len([path for path in files(folder / "room") if "eval_" in path.name]) == 2 * 5 + 1
+    assert len([path for path in files(folder / "room") if "eval_" in path.name]) == 2 * 5
 
 
 def refused(model, folder, capfd, says, *more):
@@ -108,12 +135,9 @@ def test_another_run_is_not_gone_on_with(model, folder, capfd, tmp_path):
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
     refused(model, folder, capfd, "another transformer_id (see run_all_finetuning.json",
             "--transformer_id", other)
-    shutil.copy(folder / "room/eval_render1.mp4", folder / "room/train_render3.mp4")
-    refused(model, folder, capfd, "train_render3.mp4: expected train_render1.mp4 to train_render2 ")
-    (folder / "room/train_render3.mp4").unlink()
     weights = folder / "out/my_checkpoint-1_transformer"
     (weights / "config.json").write_text((weights / "config.json").read_text() + " ")
-    refused(model, folder, capfd, "my_checkpoint-1_transformer: was changed after it was made")
+    refused(model, folder, capfd, "my_checkpoint-1_transformer, which was changed after")
     (folder / "out/run_all_finetuning.json").unlink()
     refused(model, folder, capfd, "holds a run that run_all.sh did not begin")
     (folder / "room/gt_rgb.mp4").unlink()
@@ -123,8 +147,7 @@ def test_another_run_is_not_gone_on_with(model, folder, capfd, tmp_path):
 @pytest.fixture
 def stage(tmp_path):
     """A stage that was performed: it makes a.txt and b.txt."""
-    results = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    stage = run_all.Stage("test", tmp_path / "run_all_test.json", {"n": 2}, {"in": "0f"}, results)
+    stage = run_all.Stage("test", tmp_path, {"n": 2, "in": "0f"}, ["a.txt", "b.txt"])
     assert not run_all.is_done(stage)
     run_all.perform(stage, lambda: make(stage), [])
     assert run_all.is_done(stage)
@@ -132,43 +155,39 @@ def stage(tmp_path):
 
 
 def make(stage):
-    for path in stage.results:
-        path.write_text(f"made with {stage.settings}")
+    for name in stage.results:
+        (stage.folder / name).write_text(f"made of {stage.made_of}")
     return 0
 
 
-def test_a_stage_is_done_by_its_settings_inputs_and_results(stage):
-    for attribute in ("settings", "inputs"):
-        before = getattr(stage, attribute)
-        setattr(stage, attribute, before | {"n": 3})
-        assert not run_all.is_done(stage)
-        setattr(stage, attribute, before)
+def test_a_stage_is_done_by_what_it_is_made_of_and_its_results(stage):
+    for name in ("n", "in", "new"):
+        assert not run_all.is_done(dataclasses.replace(stage, made_of=stage.made_of | {name: 3}))
     assert run_all.is_done(stage)
-    stage.results[1].write_text("by hand")
+    (stage.folder / "b.txt").write_text("by hand")
     assert not run_all.is_done(stage)
-    stage.results[1].unlink()
+    (stage.folder / "b.txt").unlink()
     assert not run_all.is_done(stage)
 
 
 def test_a_stage_that_was_interrupted_is_not_done(stage):
-    stage.settings = {"n": 3}
+    other = dataclasses.replace(stage, made_of={"n": 3})
 
     def interrupted():
-        stage.results[0].write_text("half of")
+        (stage.folder / "a.txt").write_text("half of")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_all.perform(stage, interrupted, [])
-    assert not run_all.is_done(stage)
-    stage.settings = {"n": 2}
+        run_all.perform(other, interrupted, [])
+    assert not run_all.is_done(other)
     assert not run_all.is_done(stage)
 
 
 def test_only_what_the_stage_made_itself_is_deleted(stage):
-    kept = stage.results.pop()
+    kept = stage.folder / stage.results.pop()
     run_all.perform(stage, lambda: make(stage), [])
     assert not kept.exists()
-    stage.results.append(kept)
+    stage.results.append(kept.name)
     run_all.perform(stage, lambda: make(stage), [])
     stage.results.pop()
     kept.write_text("by hand")

@@ -287,12 +287,6 @@ def correction(frames, matches, no_steady):
 # Writing
 
 
-def refuse_to_replace(folder, names):
-    for name in names:
-        if (folder / name).exists():
-            raise InputError(f"{folder / name}: is there already; give --overwrite to replace it")
-
-
 def depth_map_intrinsics(info, size, focal_px):
     """K in pixels of a depth map of `size`, float32 [3, 3]; focal_px is in pixels of the video.
 
@@ -331,9 +325,10 @@ def main():
         raise InputError(f"--batch_size {args.batch_size}: expected 1 or more")
     config = load_config(args)
     gives_focal = config.model_type == "depth_pro"
-    if not args.overwrite:
-        names = (sequence.DEPTH, sequence.INTRINSICS) if gives_focal else (sequence.DEPTH,)
-        refuse_to_replace(args.data_path, names)
+    for name in (sequence.DEPTH, sequence.INTRINSICS)[: 1 + gives_focal]:
+        path = args.data_path / name
+        if path.exists() and not args.overwrite:
+            raise InputError(f"{path}: is there already; give --overwrite to replace it")
     model, prepare = load_model(args, config, device)
     size = fit_size(info.height, info.width, MAP_SIDE)
     maps, factors, matches = estimate(

@@ -15,6 +15,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import cv2
@@ -23,11 +24,11 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from finetune import dataset
+from finetune import checkpoint, dataset
 from finetune.loss import denoising_loss
 from finetune.settings import learning_rate
 from toolbox.synthetic import clips, yards
-from utils import cli, cogvideox, devices, metrics, pipeline, trajectory, video
+from utils import cli, devices, metrics, pipeline, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_SEED = {"choose": 100, "report": 500}  # scenes to choose settings on, and scenes to report
@@ -197,7 +198,10 @@ def finetune(pipe, embedding, clip, settings):
     device = pipe.device
     dtype = pipe.dtype
     pairs = ClipPairs(pipe, clip)
-    model = prepare_copy(pipe.transformer, settings.rank)
+    model = copy.deepcopy(pipe.transformer).float().train()
+    kind = "lora" if settings.rank else "sft"
+    what = SimpleNamespace(training_type=kind, seed=0, rank=settings.rank, lora_alpha=settings.rank)
+    model = checkpoint.prepare_weights(what, model, None)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=1e-4)
     rotary = pipe.rotary_embedding(device)
@@ -212,19 +216,6 @@ def finetune(pipe, embedding, clip, settings):
         optimizer.step()
         optimizer.zero_grad()
     return model.to(dtype).eval().requires_grad_(False)
-
-
-def prepare_copy(transformer, rank):
-    """A copy in fp32 to train: all of it, or if rank is above 0 a LoRA that is added."""
-    model = copy.deepcopy(transformer).float().train()
-    model.requires_grad_(rank == 0)
-    if rank:
-        from peft import LoraConfig
-
-        torch.manual_seed(0)  # the adapter's first weights are drawn by the global generator
-        layers = cogvideox.LORA_LAYERS
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers))
-    return model
 
 
 def inpaint(pipe, embedding, render, steps):

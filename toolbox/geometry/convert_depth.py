@@ -105,13 +105,14 @@ def detect(path):
         return "raw"
     if path.is_dir() and any(name.lower().endswith(".png") for name in names):
         return "raw"
+    known = []
     for format_name, arrays in ARRAYS.items():
-        if names == list(arrays):
+        # A single name beside others is too little to go by.
+        if names == list(arrays) or (len(arrays) > 1 and arrays.keys() <= set(names)):
             return format_name
-        if len(arrays) > 1 and arrays.keys() <= set(names):  # a single name beside others is too
-            return format_name                               # little to go by
+        known.append(f"npz of {', '.join(arrays)} ({format_name})")
     raise InputError(f"{path}: found {', '.join(names[:8]) or 'nothing'}; expected one of: "
-                     f"{described_arrays()}; folder with depth, pose and intrinsics (vipe); "
+                     f"{'; '.join(known)}; folder with depth, pose and intrinsics (vipe); "
                      "folder of PNGs, npy or video (raw)")
 
 
@@ -123,13 +124,6 @@ def names_in(path):
         with zipfile.ZipFile(path) as file:
             return [name.removesuffix(".npy") for name in file.namelist()]
     return [path.name]
-
-
-def described_arrays():
-    texts = []
-    for format_name, arrays in ARRAYS.items():
-        texts.append(f"npz of {', '.join(arrays)} ({format_name})")
-    return "; ".join(texts)
 
 
 # Reading npz files

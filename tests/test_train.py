@@ -41,7 +41,7 @@ FIXED = "fixed_batch_loss"
 
 @pytest.fixture(scope="module", params=["single sft", "single_fused sft", "single lora"])
 def single(request, model, paired_room, tmp_path_factory):  # noqa: F811
-    """(settings, folder) of four steps with checkpoints at 2 and 4."""
+    """(settings, folder) of three steps with checkpoints at 2 and 3."""
     mode, kind = request.param.split()
     values = {"memory": mode, "training_type": kind, "rank": 8, "lora_alpha": 4}
     folder = tmp_path_factory.mktemp("checkpoints") / "run"
@@ -57,16 +57,16 @@ def test_a_resume_equals_no_interruption(single, model, paired_room, tmp_path): 
     args = flags(model, paired_room, resumed, resume_from_checkpoint="latest", evaluation_steps=1,
                  checkpointing_limit=1, **values)
     assert call("finetune.train", *args) == 0
-    assert log(resumed, FIXED) == log(run, FIXED) and len(log(run)) == 4
-    assert [bool(row[FIXED]) for row in log(resumed)] == [True, False, True, True]
+    assert log(resumed, FIXED) == log(run, FIXED) and len(log(run)) == 3
+    assert [bool(row[FIXED]) for row in log(resumed)] == [True, False, True]
     kind = "lora" if values["training_type"] == "lora" else "transformer"
-    ours = tensors(resumed / f"my_checkpoint-4_{kind}")
-    assert_same(ours, tensors(run / f"my_checkpoint-4_{kind}"))
+    ours = tensors(resumed / f"my_checkpoint-3_{kind}")
+    assert_same(ours, tensors(run / f"my_checkpoint-3_{kind}"))
     assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
     before = tensors(run / f"my_checkpoint-2_{kind}")
     same = {name for name in ours if torch.equal(ours[name], before[name])}
     assert same <= {"patch_embed.pos_embedding"}
-    states = [torch.load(folder / "checkpoint-4" / "optimizer.pt", weights_only=True)
+    states = [torch.load(folder / "checkpoint-3" / "optimizer.pt", weights_only=True)
               for folder in (run, resumed)]
     assert len(states[0]["optimizers"]) == 2 + (kind != "lora")  # blocks, and what is in none
     for one, other in zip(*(state["optimizers"] for state in states), strict=True):
@@ -74,12 +74,12 @@ def test_a_resume_equals_no_interruption(single, model, paired_room, tmp_path): 
             first, second = (each["state"][0][name].dequantize() for each in (one, other))
             assert torch.equal(first, second)
     left = {path.name for path in resumed.glob("*checkpoint-*")}
-    assert left == {"checkpoint-4", f"my_checkpoint-4_{kind}"}  # of which limit 1 keeps
+    assert left == {"checkpoint-3", f"my_checkpoint-3_{kind}"}  # of which limit 1 keeps
 
 
 def test_a_lora_goes_on_with_its_own_alpha(single, model, paired_room, capsys):  # noqa: F811
     values, run = single
-    args = flags(model, paired_room, run, resume_from_checkpoint="latest", train_epochs=5,
+    args = flags(model, paired_room, run, resume_from_checkpoint="latest", train_epochs=4,
                  **values | {"lora_alpha": 8})
     if values["training_type"] == "lora":
         assert call("finetune.train", *args) == 2
@@ -133,13 +133,13 @@ def test_an_interrupted_run_is_written_and_goes_on(
     thread.join()
     said = capsys.readouterr()
     done = len(log(folder))
-    assert 1 <= done < 4 and f"interrupted after step {done} of 4; to go on" in said.out
+    assert 1 <= done < 3 and f"interrupted after step {done} of 3; to go on" in said.out
     assert "--resume_from_checkpoint latest" in said.out and "Traceback" not in said.err
     assert signal.getsignal(signal.SIGINT) == before
     args = flags(model, paired_room, folder, resume_from_checkpoint="latest", **values)
     assert call("finetune.train", *args) == 0
     assert log(folder, FIXED) == log(run, FIXED)
-    assert_same(*(tensors(each / "my_checkpoint-4_transformer") for each in (run, folder)))
+    assert_same(*(tensors(each / "my_checkpoint-3_transformer") for each in (run, folder)))
 
 
 def test_the_second_signal_does_what_it_did_before(capfd):
@@ -255,10 +255,10 @@ ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def run(model, paired_room, tmp_path_factory):  # noqa: F811
-    """(folder, output) of four steps of two ZeRO-2 processes; checkpoints at 2 and 4."""
+    """(folder, output) of three steps of two ZeRO-2 processes; checkpoints at 2 and 3."""
     folder = tmp_path_factory.mktemp("checkpoints") / "run"
     command = ["dash", SCRIPT, *flags(model, paired_room, folder, **TWICE, memory="zero2",
-                                      ema_decay=0.7, do_validation=True, validation_steps=4,
+                                      ema_decay=0.7, do_validation=True, validation_steps=3,
                                       validation_renders=3)]
     done = subprocess.run(command, env=os.environ | ON_CPU, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -273,12 +273,12 @@ def state_weights(folder):
 def test_two_processes_train_and_write_everything(run):
     run, said = run
     names = {path.name for path in run.iterdir()}
-    for step in (2, 4):
+    for step in (2, 3):
         names -= {f"checkpoint-{step}", f"my_checkpoint-{step}_mean"}
         names -= {f"my_checkpoint-{step}_transformer"}
     assert names == {"settings.json", "train_curve.png", "train_log.csv", "validation"}
-    state = {path.relative_to(run / "checkpoint-4").as_posix()
-             for path in (run / "checkpoint-4").rglob("*")}
+    state = {path.relative_to(run / "checkpoint-3").as_posix()
+             for path in (run / "checkpoint-3").rglob("*")}
     prefix = "bf16_" * (pipeline.pick_dtype("auto", torch.device("cpu")) == torch.bfloat16)
     for rank in (0, 1):
         optimizer = f"{prefix}zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
@@ -288,14 +288,14 @@ def test_two_processes_train_and_write_everything(run):
     assert settings["num_processes"] == 2
     assert settings["deepspeed"]["zero_optimization"]["stage"] == 2
     rows = log(run)
-    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows] == ["1", "2", "3"]
     for row in rows:
         losses = [float(x) for x in row["loss_of_each_rank"].split()]
         assert len(set(losses)) == 2 and float(row["loss"]) == pytest.approx(sum(losses) / 2)
         assert float(row["learning_rate"]) == 1e-3 and float(row["gradient_norm"]) > 0
-    assert float(rows[3][FIXED]) < float(rows[0][FIXED])
+    assert float(rows[2][FIXED]) < float(rows[0][FIXED])
     before = state_weights(run / "checkpoint-2")
-    after = state_weights(run / "checkpoint-4")
+    after = state_weights(run / "checkpoint-3")
     same = {name for name in after if torch.equal(before[name], after[name])}
     assert same == {"patch_embed.pos_embedding"}
     assert "warning" not in said.lower() and "deepspeed" not in said.lower()
@@ -305,12 +305,12 @@ def test_two_processes_train_and_write_everything(run):
 def test_validations_are_shared_and_logged(run):
     run, said = run
     for i in (1, 2, 3):
-        made = run / "validation" / f"step-4_room_train_render{i}.mp4"
+        made = run / "validation" / f"step-3_room_train_render{i}.mp4"
         assert video.probe(made).width == 3 * 96
     psnr = (run / "validation" / "psnr.csv").read_text().split()
-    assert psnr[0] == "step,psnr" and psnr[1].startswith("4,")
-    value = float(psnr[1].removeprefix("4,"))
-    assert 0 < value < 60 and f"step 4: PSNR {value:.2f} dB" in said
+    assert psnr[0] == "step,psnr" and psnr[1].startswith("3,")
+    value = float(psnr[1].removeprefix("3,"))
+    assert 0 < value < 60 and f"step 3: PSNR {value:.2f} dB" in said
 
 
 def test_two_machines_go_on_as_two_processes_of_one_do(
@@ -334,10 +334,10 @@ def test_two_machines_go_on_as_two_processes_of_one_do(
         machines.append(subprocess.Popen(command, cwd=SCRIPT.parent, env=os.environ | ON_CPU))
     assert [machine.wait(300) for machine in machines] == [0, 0]
     assert log(resumed, FIXED) == log(run, FIXED)
-    ours = state_weights(resumed / "checkpoint-4")
-    assert_same(ours, state_weights(run / "checkpoint-4"))
-    means = tensors(resumed / "my_checkpoint-4_mean")
-    assert_same(means, tensors(run / "my_checkpoint-4_mean"))
+    ours = state_weights(resumed / "checkpoint-3")
+    assert_same(ours, state_weights(run / "checkpoint-3"))
+    means = tensors(resumed / "my_checkpoint-3_mean")
+    assert_same(means, tensors(run / "my_checkpoint-3_mean"))
     assert means.keys() == ours.keys()
     assert any((means[name] - ours[name]).abs().max() > 1e-4 for name in ours)
     assert not (resumed / "checkpoint-2").exists()  # checkpointing_limit is 1
@@ -362,8 +362,8 @@ def test_an_offloaded_optimizer_goes_on_as_it_was(model, paired_room, tmp_path):
     train(resumed, resume_from_checkpoint="latest", checkpointing_limit=0)
     assert log(resumed, FIXED) == log(run, FIXED)
     names = {path.name for path in resumed.glob("*checkpoint-*")}
-    assert names == {"my_checkpoint-4_transformer"}
-    assert_same(*(tensors(folder / "my_checkpoint-4_transformer") for folder in (resumed, run)))
+    assert names == {"my_checkpoint-3_transformer"}
+    assert_same(*(tensors(folder / "my_checkpoint-3_transformer") for folder in (resumed, run)))
     used = json.loads((run / "settings.json").read_text())["deepspeed"]["zero_optimization"]
     assert used["offload_optimizer"] == {"device": "cpu", "pin_memory": False}
 
@@ -382,19 +382,19 @@ def test_process_then_load(run, tmp_path, shards, size):
     for name in ("process_ckpts.sh", "config.json",
                  "diffusion_pytorch_model.safetensors.index.json"):
         shutil.copy(ROOT / "toolbox" / name, tmp_path)
-    shutil.copytree(run / "checkpoint-4", tmp_path / "run" / "checkpoint-4")  # as published
-    done = process(tmp_path, CHECKPOINT_DIR="checkpoint-4", SHARD_SIZE=size)
+    shutil.copytree(run / "checkpoint-3", tmp_path / "run" / "checkpoint-3")  # as published
+    done = process(tmp_path, CHECKPOINT_DIR="checkpoint-3", SHARD_SIZE=size)
     assert done.returncode == 0, done.stderr
-    made = tmp_path / "run" / "my_checkpoint-4_transformer"
+    made = tmp_path / "run" / "my_checkpoint-3_transformer"
     files = list(made.glob("diffusion_pytorch_model*.safetensors"))
     assert len(files) == 1 if shards == "one" else len(files) > 1
     ours = pipeline.load_transformer(made, torch.bfloat16).state_dict()
-    trained = state_weights(run / "checkpoint-4")
+    trained = state_weights(run / "checkpoint-3")
     assert_same(ours, {name: tensor.bfloat16() for name, tensor in trained.items()})
-    direct = run / "my_checkpoint-4_transformer"  # what this trainer has written already
+    direct = run / "my_checkpoint-3_transformer"  # what this trainer has written already
     assert_same(pipeline.load_transformer(direct, torch.bfloat16).state_dict(), ours)
-    again = process(tmp_path, CHECKPOINT_DIR="checkpoint-4", DELETE_TRAINING_STATE="yes")
+    again = process(tmp_path, CHECKPOINT_DIR="checkpoint-3", DELETE_TRAINING_STATE="yes")
     assert "is there already" in again.stdout
-    assert not (tmp_path / "run" / "checkpoint-4").exists()
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
     wrong = process(tmp_path, CHECKPOINT_DIR="checkpoint-5")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: no */checkpoint-5")

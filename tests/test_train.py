@@ -32,8 +32,18 @@ from finetune.log import Log, plot
 from utils import cli, pipeline, video
 from utils.cli import InputError
 
+SHAPE = (17, 32, 48)
 TWICE = {"checkpointing_steps": 2, "checkpointing_limit": 2}
 FIXED = "fixed_batch_loss"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random model for clips of SHAPE, in place of the usual larger one."""
+    folder = tmp_path_factory.mktemp("model")
+    size = "--frames", SHAPE[0], "--height", SHAPE[1], "--width", SHAPE[2]
+    assert call("toolbox.small_model.make_tiny_checkpoint", "--output_dir", folder, *size) == 0
+    return folder
 
 
 # ---- one process ---------------------------------------------------------------------------------
@@ -173,7 +183,7 @@ class MadePairs:
         return "made pairs"
 
     def latents(self, pipe, draw, rng, device, dtype, size=1):  # noqa: F811
-        x0 = torch.randn(size, 5, 16, 8, 12, generator=rng).to(dtype)
+        x0 = torch.randn(size, 5, 16, 4, 6, generator=rng).to(dtype)
         return x0, x0 + 0.1
 
     def files(self):
@@ -189,7 +199,7 @@ def test_a_program_trains_on_pairs_of_its_own(model, tmp_path, capsys):
         return MadePairs()
 
     train.train(args, open_pairs)
-    assert opened[0][:4] == (args.base_dir_input, args.model_path, (17, 64, 96), 0)
+    assert opened[0][:4] == (args.base_dir_input, args.model_path, SHAPE, 0)
     assert "made pairs, 1 process on cpu, memory=single, steps 0 to 2" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "run").glob("*checkpoint*")}
     assert names == {"my_checkpoint-2_transformer"}  # limit 0: no state
@@ -253,9 +263,29 @@ CONFIG = (ROOT / "finetune" / "accelerate_config.yaml").read_text()
 ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 
+def offload(model, folder, output_dir, **values):
+    """Begin a run of one process with what accelerate launch puts into its environment."""
+    env = {"ACCELERATE_USE_DEEPSPEED": "true", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
+           "ACCELERATE_DEEPSPEED_CONFIG_FILE": "configs/zero2.json", "MASTER_ADDR": "127.0.0.1",
+           "MASTER_PORT": str(free_port())}
+    args = flags(model, folder, output_dir, memory="zero2_offload", **values)
+    return subprocess.Popen([sys.executable, "train.py", *args], cwd=SCRIPT.parent,
+                            env=os.environ | ON_CPU | env)
+
+
 @pytest.fixture(scope="module")
-def run(model, paired_room, tmp_path_factory):  # noqa: F811
-    """(folder, output) of three steps of two ZeRO-2 processes; checkpoints at 2 and 3."""
+def offloaded(model, paired_room, tmp_path_factory):  # noqa: F811
+    """(process, folder) of three steps of zero2_offload that begin; checkpoints at 2 and 3."""
+    folder = tmp_path_factory.mktemp("offloaded") / "run"
+    return offload(model, paired_room, folder, **TWICE), folder
+
+
+@pytest.fixture(scope="module")
+def run(offloaded, model, paired_room, tmp_path_factory):  # noqa: F811
+    """(folder, output) of three steps of two ZeRO-2 processes; checkpoints at 2 and 3.
+
+    `offloaded` runs beside it, for the script alone does not keep two cores busy.
+    """
     folder = tmp_path_factory.mktemp("checkpoints") / "run"
     command = ["dash", SCRIPT, *flags(model, paired_room, folder, **TWICE, memory="zero2",
                                       ema_decay=0.7, do_validation=True, validation_steps=3,
@@ -306,7 +336,7 @@ def test_validations_are_shared_and_logged(run):
     run, said = run
     for i in (1, 2, 3):
         made = run / "validation" / f"step-3_room_train_render{i}.mp4"
-        assert video.probe(made).width == 3 * 96
+        assert video.probe(made).width == 3 * SHAPE[2]
     psnr = (run / "validation" / "psnr.csv").read_text().split()
     assert psnr[0] == "step,psnr" and psnr[1].startswith("3,")
     value = float(psnr[1].removeprefix("3,"))
@@ -343,23 +373,13 @@ def test_two_machines_go_on_as_two_processes_of_one_do(
     assert not (resumed / "checkpoint-2").exists()  # checkpointing_limit is 1
 
 
-def test_an_offloaded_optimizer_goes_on_as_it_was(model, paired_room, tmp_path):  # noqa: F811
-    """One process, with what accelerate launch puts into its environment."""
-    env = {"ACCELERATE_USE_DEEPSPEED": "true", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
-           "ACCELERATE_DEEPSPEED_CONFIG_FILE": "configs/zero2.json", "MASTER_ADDR": "127.0.0.1"}
-
-    def train(folder, **values):
-        command = [sys.executable, "train.py",
-                   *flags(model, paired_room, folder, memory="zero2_offload", **values)]
-        port = {"MASTER_PORT": str(free_port())}
-        done = subprocess.run(command, cwd=SCRIPT.parent, env=os.environ | ON_CPU | env | port,
-                              capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return folder
-
-    run = train(tmp_path / "run", **TWICE)
+def test_an_offloaded_optimizer_goes_on_as_it_was(
+        offloaded, model, paired_room, tmp_path):  # noqa: F811
+    process, run = offloaded
+    assert process.wait(300) == 0
     resumed = until_step_2(run, tmp_path / "resumed")
-    train(resumed, resume_from_checkpoint="latest", checkpointing_limit=0)
+    assert offload(model, paired_room, resumed, resume_from_checkpoint="latest",
+                   checkpointing_limit=0).wait(300) == 0
     assert log(resumed, FIXED) == log(run, FIXED)
     names = {path.name for path in resumed.glob("*checkpoint-*")}
     assert names == {"my_checkpoint-3_transformer"}

@@ -14,6 +14,7 @@ import glob
 import os
 import sys
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -26,8 +27,8 @@ from tqdm import tqdm
 from utils import cli, cogvideox, devices, pipeline, video, windows
 from utils.cli import InputError
 
-HOLE = 8  # where every channel is darker, a render without a mask file counts as a hole
-STRETCHED = 1.3  # more than 16:9 is by 3:2; a stretch beyond this is worth a word
+HOLE = 8  # of a render without a mask file: pixels whose channels are all darker are holes
+STRETCHED = 1.3  # a factor beyond which a note says so; 16:9 is stretched by 1.19
 
 
 def parse_args():
@@ -102,6 +103,10 @@ def find_renders(args):
     if not args.data_path.is_dir():
         raise InputError(f"--data_path {args.data_path}: no such folder; expected a sequence "
                          "folder with renders")
+    written = set()  # by an earlier run, if --output_dir is where the renders are
+    for render in renders:
+        written |= {args.output_dir / f"{render.stem}_{kind}.mp4" for kind in ("out", "compare")}
+    renders = [render for render in renders if render not in written]
     if not renders:
         raise InputError(f"{exact}: no such render; make them with data_gen.py --mode eval")
     by_name = {}
@@ -143,9 +148,11 @@ def is_done(args, job):
     """
     if args.overwrite:
         return False
+    done = True
     for path in (job.output, job.compared) if args.compare else (job.output,):
         if not path.exists():
-            return False
+            done = False
+            continue
         made_of = video.made_of(path)
         if made_of is None:
             raise InputError(f"{path}: is there and does not say what it was made of; move it "
@@ -153,9 +160,10 @@ def is_done(args, job):
         changed = [name for name, value in job.tags.items() if made_of.get(name) != value]
         if changed:
             print(f"note: {path} was made of another {' and '.join(changed)}; it is made anew")
-            return False
-    print(f"{job.output} exists and is kept: its render, weights and settings are the same")
-    return True
+            done = False
+    if done:
+        print(f"{job.output} exists and is kept: its render, weights and settings are the same")
+    return done
 
 
 def find_mask(render, info):
@@ -244,29 +252,37 @@ def inpaint_window(args, pipe, embedding, window, tail):
     known = torch.from_numpy(window.known).to(tail.device)[:, None]
     clip = windows.carry_over(frames, known, tail)
     clip = clip[torch.arange(pipe.clip_shape[0]).clamp(max=len(clip) - 1)]  # repeats its last frame
-    seed = (args.seed + (window.number << 32)) % 2**63  # the first window's is --seed
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(window_seed(args.seed, window.number))
     out = pipe.inpaint(clip, embedding, args.num_inference_steps, generator)
     return windows.cross_fade(tail, out[: len(window.frames)])
 
 
+def window_seed(seed, number):
+    """The seed of a window's noise: the first one's is `seed`, so that a clip is as published.
+
+    Both are below 2^32: the CPU's generator takes no more of a seed.
+    """
+    return zlib.crc32(f"{seed}/{number}".encode()) if number else seed
+
+
 def inpaint(args, pipe, embedding, jobs):
     """Inpaint all jobs; while one window is denoised the next is read and the last is written."""
-    with contextlib.ExitStack() as stack:
-        thread = stack.enter_context(ThreadPoolExecutor(1))
-        written = None
+    with contextlib.ExitStack() as writers, ThreadPoolExecutor(1) as thread:
+        written = None  # the Future of the window that is being written; at most one waits
         for window in video.ahead(read_windows(args, jobs)):
             if window.number == 0:
+                if written:
+                    written.result()  # one progress bar ends before the next begins
                 tail = torch.zeros(0, 3, *pipe.clip_shape[1:], device=embedding.device)
                 passes = window.count * (pipe.work(args.num_inference_steps) + 1)
-                writer = stack.enter_context(OutputWriter(args, window.job, passes))
+                writer = writers.enter_context(OutputWriter(args, window.job, passes))
             with pipe.watch(writer.tell):
                 out = inpaint_window(args, pipe, embedding, window, tail)
             done = len(window.shown["render"])
             tail = out[done:].clone()
             pixels = (out[:done] * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             if written:
-                written.result()  # raises what went wrong; at most one window waits
+                written.result()  # raises what went wrong
             written = thread.submit(writer.add, window, pixels)
         written.result()
 
@@ -347,7 +363,7 @@ def check_numbers(args):
         "num_inference_steps": (1 <= args.num_inference_steps <= 1000, "1 to 1000"),
         "crf": (0 <= args.crf <= 51, "0 (best) to 51"),
         "fps": (args.fps is None or 0.1 <= args.fps <= 1000, "0.1 to 1000 frames a second"),
-        "seed": (0 <= args.seed < 2**63, "0 to 2^63 - 1"),
+        "seed": (0 <= args.seed < 2**32, "0 to 2^32 - 1"),
     }
     for name, (good, expected) in ranges.items():
         if not good:
@@ -389,7 +405,8 @@ def pick_device(args):
 
 def describe(args, weights):
     """What every output is made of beside its render: weights, base and the settings that show."""
-    names = ("num_inference_steps", "seed", "fit", "overlap", "composite", "fast", "crf", "fps")
+    names = ("num_inference_steps", "seed", "fit", "overlap", "composite", "fast", "crf", "fps",
+             "vae_tiling")
     settings = {name: getattr(args, name) for name in names}
     settings["dtype"] = str(args.dtype).removeprefix("torch.")
     base = pipeline.fingerprint(args.model_path / "vae")

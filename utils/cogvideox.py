@@ -1,6 +1,7 @@
 """All that knows the architecture of CogVideoX: its sizes, attention, VAE and sampler.
 
-Another base model means another file like this one. Every rewrite here computes the same function
+Another base model means another file like this one, and other classes in utils/pipeline.py, which
+loads them. Every rewrite here computes the same function
 as diffusers' own module in less time; only `predict_steps` changes the picture.
 """
 

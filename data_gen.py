@@ -99,7 +99,7 @@ def named_keyframes(args):
         return [(f"random path {i} of seed {args.seed}", keys) for i, keys in enumerate(paths, 1)]
     trajs = str(Path(__file__).parent / "trajs") if args.trajs is None else args.trajs
     found = []
-    for item in [trajs] if Path(trajs).exists() else trajs.split(","):
+    for item in [trajs] if os.path.exists(trajs) else trajs.split(","):
         if preset := trajectory.preset_keyframes(item):
             found.append((item, preset))
             continue

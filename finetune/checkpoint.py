@@ -48,6 +48,9 @@ def list_weights(output_dir):
         match = re.fullmatch(r"my_checkpoint-(\d+)_(transformer|lora|mean)", folder.name)
         if match and not folder.with_name(f"checkpoint-{match[1]}.part").is_dir():
             found.setdefault(int(match[1]), []).append(folder)
+    for step, folders in list(found.items()):
+        if all(folder.name.endswith("_mean") for folder in folders):  # the weights never came
+            del found[step]
     return dict(sorted(found.items()))
 
 
@@ -309,6 +312,7 @@ class Saver:
             self.transformer.save_config(state)
             facts = run_facts(self.args, self.engine.ranks)
             (state / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+            shutil.rmtree(state.with_suffix(""), ignore_errors=True)  # if its weights were lost
             state.replace(state.with_suffix(""))
         prune(self.args, step)
         return weights
@@ -320,7 +324,7 @@ def prune(args, step):
     A state goes before its weights. Weights that the run started from stay.
     """
     limit = args.checkpointing_limit
-    states = list(list_states(args.output_dir).values())
+    states = [state for number, state in list_states(args.output_dir).items() if number <= step]
     for state in states[: max(0, len(states) - limit)]:
         remove(state)
     weights = list_weights(args.output_dir)

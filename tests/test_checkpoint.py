@@ -103,6 +103,22 @@ def test_older_checkpoints_go(tmp_path, limit, states, weights):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_later_state_that_lost_its_weights_costs_no_newer_one(tmp_path):
+    make(tmp_path, "checkpoint-50", "my_checkpoint-50_transformer", "checkpoint-100",
+         "checkpoint-75", "my_checkpoint-75_transformer")
+    args = SimpleNamespace(output_dir=tmp_path, checkpointing_limit=1,
+                           transformer_id=tmp_path / "elsewhere")
+    checkpoint.prune(args, 75)
+    assert list(checkpoint.list_states(tmp_path)) == [75, 100]
+    assert checkpoint.find_resume(tmp_path, "latest")[0] == 75
+
+
+def test_a_mean_without_its_weights_is_no_checkpoint(tmp_path):
+    make(tmp_path, "my_checkpoint-200_mean")
+    assert checkpoint.list_weights(tmp_path) == {}
+    assert checkpoint.find_resume(tmp_path, "") == (0, None)
+
+
 def test_the_weights_that_a_run_started_from_stay(tmp_path):
     make(tmp_path, "my_checkpoint-1_transformer", "my_checkpoint-2_transformer")
     args = SimpleNamespace(output_dir=tmp_path, checkpointing_limit=1,

@@ -169,7 +169,10 @@ def gpu_memory():
     if not torch.cuda.device_count() or not shutil.which("nvidia-smi"):
         return 0
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    return max(map(int, subprocess.check_output(query, text=True).split()))
+    try:
+        return max(map(int, subprocess.check_output(query, text=True).split()))
+    except (ValueError, OSError, subprocess.SubprocessError):  # one look less is no reason to stop
+        return 0
 
 
 def run(*command, **environment):

@@ -6,7 +6,6 @@ finetune_cognvs.sh runs this before it starts the processes of memory=zero2 and 
 single and single_fused, train.py does it itself.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -58,11 +57,10 @@ def main():
     parser = settings.make_parser(__doc__)
     parser.add_argument("--processes", type=int, required=True, help="that train, on all machines")
     parser.add_argument("--machines", type=int, default=1, help="that share them")
-    parser.add_argument("--gpu_ids", default="all", help="of this machine, as in the config")
+    parser.add_argument("--gpu_ids", default="all", help="of this machine, as in the config; "
+                        "the launch script lets only these be seen")
     args = parser.parse_args()
     launch = make_launch(args.processes, args.machines, args.gpu_ids)
-    if launch.gpu_ids != "all" and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
-        os.environ["CUDA_VISIBLE_DEVICES"] = launch.gpu_ids  # as accelerate launch will
     prepare(args, launch)
 
 

@@ -304,3 +304,23 @@ def test_what_goes_wrong_in_a_thread_is_raised():
 
     with pytest.raises(InputError, match="item 0"):
         list(video.ahead(range(3), fail, 2))
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])
+def test_sound_that_is_longer_than_the_pictures_adds_none(tmp_path, suffix):
+    """Files without a frame count in their header, whose length is that of the sound."""
+    path = tmp_path / f"long.{suffix}"
+    with av.open(str(path), "w") as file:
+        picture = file.add_stream("libx264", 24, width=96, height=64, pix_fmt="yuv420p")
+        sound = file.add_stream("aac", 44100)
+        for value in range(48):
+            pixels = np.full((64, 96, 3), 5 * value, np.uint8)
+            file.mux(picture.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        file.mux(picture.encode())
+        for number in range(100):  # 2.3 s beside 2 s
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+            frame.sample_rate = 44100
+            frame.pts = 1024 * number
+            file.mux(sound.encode(frame))
+        file.mux(sound.encode())
+    assert video.probe(path).frames == 48 == len(video.read_video(path))

@@ -7,7 +7,6 @@ writes the files.
 import contextlib
 import itertools
 import json
-import math
 import struct
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -99,11 +98,11 @@ def _opened(path):
 
 
 def _promised_frames(container, stream):
-    """The frame count in the header; where there is none, as many as fill the duration."""
+    """The frame count in the header; where there is none, as in mkv, that of the packets."""
     if stream.frames:
         return stream.frames
-    seconds = (container.duration or 0) / av.time_base
-    return math.floor(seconds * stream.average_rate + 0.5)
+    container.seek(0)
+    return sum(1 for packet in container.demux(stream) if packet.size)
 
 
 def _upright(frame, pixels):

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sets up .venv and runs everything once, on the shipped sequence and the shipped small model:
 #     bash toolbox/quickstart.sh
-# It takes about 4 minutes on 2 CPU cores, or less on a GPU.
+# It takes about 5 minutes on 2 CPU cores, or less on a GPU.
 set -eu
 case "${1-}" in
     -h | --help) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;

@@ -92,8 +92,8 @@ machines=$(held num_machines)
 gpu_ids=$(held gpu_ids)
 [ "${CUDA_VISIBLE_DEVICES-all}" ] || gpu_ids=all  # an empty list of GPUs stands for the CPU
 case "${gpu_ids:-all}" in all) visible="" ;; *) visible="CUDA_VISIBLE_DEVICES=$gpu_ids" ;; esac
-env ${visible:+"$visible"} "$python" prepare.py --processes "${processes:-1}" --machines "${machines:-1}" \
-    --gpu_ids "${gpu_ids:-all}" "$@"
+env ${visible:+"$visible"} "$python" prepare.py --processes "${processes:-1}" \
+    --machines "${machines:-1}" --gpu_ids "${gpu_ids:-all}" "$@"
 threads=$(( $(nproc) * ${machines:-1} / ${processes:-1} ))  # torchrun would give each process one
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( threads > 1 ? threads : 1 ))}"
 exec "$python" launch.py --config_file "$accelerate_config" \

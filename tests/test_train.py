@@ -290,7 +290,10 @@ def run(offloaded, model, paired_room, tmp_path_factory):  # noqa: F811
     command = ["dash", SCRIPT, *flags(model, paired_room, folder, **TWICE, memory="zero2",
                                       ema_decay=0.7, do_validation=True, validation_steps=3,
                                       validation_renders=3)]
-    done = subprocess.run(command, env=os.environ | ON_CPU, capture_output=True, text=True)
+    config = folder.with_name("accelerate_config.yaml")  # a port that no other training has
+    config.write_text(f"{CONFIG}main_process_port: {free_port()}\n")
+    env = os.environ | ON_CPU | {"accelerate_config": str(config)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout + done.stderr
 

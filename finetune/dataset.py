@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import zipfile
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from utils import video
+from utils import sequence, video
 from utils.cli import InputError
 
 VIDEOS_KEPT = 4 * 2**30  # bytes of decoded videos that a process keeps in the host's memory
@@ -89,7 +88,7 @@ def check_cameras(path, render, frames):
     try:
         with np.load(path, allow_pickle=False) as cameras:
             shown = cameras["frames"] if "frames" in cameras else np.arange(frames)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, *sequence.UNREADABLE) as error:
         raise InputError(f"{path}: not a readable .npz of cameras ({error}); run data_gen.py "
                          "--mode train again") from error
     if not np.array_equal(shown, np.arange(frames)):

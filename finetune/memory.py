@@ -150,7 +150,7 @@ def choose_tiling(args, pipe, transformer, ranks, device):
     pixel = devices.UNTILED if args.do_validation else ENCODING  # validation decodes too
     need = pixel * frames * height * width + 2 * GIB  # 1.5 to spare were too few
     fits = free_in_steps(args, transformer, ranks, device) >= need
-    pipe.vae.disable_tiling() if fits else pipe.vae.enable_tiling()
+    devices.set_tiling(pipe.vae, not fits)
 
 
 def blocks_to_keep(args, transformer, ranks, device):

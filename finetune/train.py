@@ -50,7 +50,6 @@ def open_run(args, engine, open_pairs):
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     weights = checkpoint.weights_to_start(args, state)
     pipe = pipeline.load_pipeline(args.model_path, weights, memory.dtype(args), engine.device)
-    pipe.set_progress_bar_config(disable=True)
     length = pipe.transformer.config.max_text_seq_length
     embedding = pipeline.empty_prompt(args.model_path, length, memory.dtype(args))[0]
     pairs = open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank,

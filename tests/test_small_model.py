@@ -42,7 +42,6 @@ def test_it_fills_holes_better_than_telea_and_finds_the_picture_again(room, tmp_
 
 def test_predicted_steps_make_nearly_the_same_picture(room):
     pipe = pipeline.load_pipeline(BASE, WEIGHTS, torch.float32)
-    pipe.set_progress_bar_config(disable=True)
     pipe.transformer.register_to_config(sample_frames=17)  # a third of its clips takes a third
     embedding, _ = pipeline.empty_prompt(BASE, 8, torch.float32)
     frames = video.read_video(room / "eval_render1.mp4")[-17:]

@@ -238,7 +238,6 @@ def random_pipeline(device, size):
         model.requires_grad_(False).eval().to("cpu")
     scheduler = CogVideoXDPMScheduler.from_config(tiny.SCHEDULER)
     pipe = pipeline.assemble(vae, transformer, scheduler)
-    pipe.set_progress_bar_config(disable=True)
     return pipe
 
 

@@ -186,12 +186,19 @@ def video_intrinsics(path, info, depth_shape):
     if path:
         k = np.array(load_array(path, [(3, 3), (info.frames, 3, 3)]), np.float64)
         check_intrinsics(path, k)
-        sx = depth_shape[1] / info.width
-        sy = depth_shape[0] / info.height
-        k[..., [0, 1], [0, 1]] /= np.sqrt(sx * sy)
-        k[..., 0, 2] /= sx
-        k[..., 1, 2] /= sy
+        k /= intrinsics_scale(info, depth_shape)
     return np.broadcast_to(k, (info.frames, 3, 3))
+
+
+def intrinsics_scale(info, depth_shape):
+    """Factors [3, 3] from K in pixels of a video, a VideoInfo, to K in pixels of its depth maps.
+
+    depth_shape: (height, width).
+    """
+    sx = depth_shape[1] / info.width
+    sy = depth_shape[0] / info.height
+    focal = np.sqrt(sx * sy)
+    return np.array([[focal, 1, sx], [1, focal, sy], [1, 1, 1]])
 
 
 def camera_poses(path, frames):

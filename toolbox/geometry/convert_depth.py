@@ -26,7 +26,6 @@ import re
 import sys
 import tempfile
 import zipfile
-import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -53,8 +52,6 @@ FLAGS_OF_FORMAT = {
 }
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4")
 GAP = 8  # frames; a missing frame takes the values of a known one at most this far away
-UNREADABLE = (ValueError, KeyError, EOFError, TypeError, RuntimeError, zipfile.BadZipFile,
-              zlib.error)
 
 
 def parse_args():
@@ -139,7 +136,7 @@ def read_npz(path, whose, axes_of):
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in axes_of}
-    except UNREADABLE as error:
+    except sequence.UNREADABLE as error:
         raise InputError(f"{path}: {error}; {expected}") from error
     sizes = {}
     for name, array in arrays.items():
@@ -249,9 +246,12 @@ def read_vipe(args, info):
 
     depth = one_for_each_frame(depth_zip, maps, frames)
     rgb_info = video.probe(rgb_path) if rgb_path.is_file() else info
-    lens = one_for_each_frame(lens_path, lenses, frames) * lens_scale(rgb_info, depth.shape)
     k = np.tile(np.eye(3), (frames, 1, 1))
-    k[:, [0, 1, 0, 1], [0, 1, 2, 2]] = lens
+    k[:, [0, 1, 0, 1], [0, 1, 2, 2]] = one_for_each_frame(lens_path, lenses, frames)
+    if rgb_info and (rgb_info.height, rgb_info.width) != depth.shape[1:]:
+        print(f"note: K is taken to be that of the {rgb_info.width} x {rgb_info.height} video and "
+              "scaled to the depth maps")
+        k *= sequence.intrinsics_scale(rgb_info, depth.shape[1:])
     c2w = one_for_each_frame(pose_path, poses, frames)
     return {"depth": depth, "what": "depth in metres", "k": k, "c2w": c2w}
 
@@ -282,7 +282,7 @@ def read_exrs(path):
             try:
                 exr.write_bytes(file.read(name))
                 z = File(str(exr), separate_channels=True).channels()["Z"].pixels
-            except UNREADABLE:
+            except sequence.UNREADABLE:
                 continue  # one_for_each_frame counts it as missing, and says so
             if (np.isfinite(z) & (z > 0)).any():
                 maps[int(name.removesuffix(".exr"))] = z
@@ -317,20 +317,6 @@ def one_for_each_frame(path, known, frames):
               "the nearest one's")
     nearest = indices[distance.argmin(axis=1)]
     return np.stack([known[index] for index in nearest.tolist()])
-
-
-def lens_scale(info, shape):
-    """Factors of fx, fy, cx, cy from the video's resolution to that of depth maps [N, h, w].
-
-    It is the inverse of what sequence.video_intrinsics does.
-    """
-    if info is None or (info.height, info.width) == shape[1:]:
-        return np.ones(4)
-    print(f"note: K is taken to be that of the {info.width} x {info.height} video and scaled to "
-          "the depth maps")
-    sx = shape[2] / info.width
-    sy = shape[1] / info.height
-    return np.array([np.sqrt(sx * sy), np.sqrt(sx * sy), sx, sy])
 
 
 def read_pngs(folder):

@@ -288,15 +288,9 @@ def correction(frames, matches, no_steady):
 
 
 def depth_map_intrinsics(info, size, focal_px):
-    """K in pixels of a depth map of `size`, float32 [3, 3]; focal_px is in pixels of the video.
-
-    It is the inverse of what sequence.video_intrinsics does.
-    """
-    sx = size[1] / info.width
-    sy = size[0] / info.height
-    f = focal_px * np.sqrt(sx * sy)
-    k = [[f, 0, info.width // 2 * sx], [0, f, info.height // 2 * sy], [0, 0, 1]]
-    return np.array(k, np.float32)
+    """K in pixels of a depth map of `size`, float32 [3, 3]; focal_px is in pixels of the video."""
+    k = np.array([[focal_px, 0, info.width // 2], [0, focal_px, info.height // 2], [0, 0, 1]])
+    return (k * sequence.intrinsics_scale(info, size)).astype(np.float32)
 
 
 def write(folder, arrays):

@@ -351,7 +351,6 @@ def main():
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
     pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
     devices.place(pipe, device, "gpu")
-    pipe.set_progress_bar_config(disable=True)
     length = pipe.transformer.config.max_text_seq_length
     embedding = pipeline.empty_prompt(args.model_path, length, dtype)[0].to(device)
 

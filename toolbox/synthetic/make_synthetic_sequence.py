@@ -78,16 +78,15 @@ def exact_depth(scene, c2w, k, height, width, device):
     return np.concatenate(depths)
 
 
-def write_cameras(args, scene, c2w, k, device):
+def write_cameras(args, scene, c2w, k, info, device):
     """cam_info/: depth at its own size, K as sequence.video_intrinsics reads it, and poses."""
     height = round(args.height * args.depth_scale)
     width = round(args.width * args.depth_scale)
-    sx = width / args.width
-    sy = height / args.height
+    sx = width / info.width
+    sy = height / info.height
     ray_k = k * torch.tensor([[sx], [sy], [1.0]], dtype=torch.float64)
     ray_k[:2, 2] += torch.tensor([sx / 2 - 0.5, sy / 2 - 0.5])  # depth is taken at pixel centres
-    focal = np.sqrt(sx * sy)
-    file_k = k.numpy() * [[focal, 1, sx], [1, focal, sy], [1, 1, 1]]
+    file_k = k.numpy() * sequence.intrinsics_scale(info, (height, width))
     depth = exact_depth(scene, c2w, ray_k, height, width, device)
     sequence.save_array(args.output_dir / sequence.DEPTH, depth)
     sequence.save_array(args.output_dir / sequence.INTRINSICS, file_k.astype(np.float32))
@@ -103,7 +102,7 @@ def main():
     info = video.VideoInfo(args.frames, args.height, args.width, fps)
     k = clips.lens(args.focal, args.height, args.width)
     render_video(args.output_dir / "gt_rgb.mp4", scene, c2w, k, info, args, device)
-    write_cameras(args, scene, c2w, k, device)
+    write_cameras(args, scene, c2w, k, info, device)
 
     seq = sequence.open_sequence(args.output_dir, intrinsics_file=sequence.INTRINSICS)
     for number, path in enumerate(sorted(args.trajs.glob("*.txt")), 1):

@@ -1,8 +1,18 @@
-"""What every script needs: one clear line for a user's mistake, and the compute device."""
+"""What every script needs: one clear line for a user's mistake or an interruption, a lock on what
+it writes, and the compute device."""
 
 import argparse
+import contextlib
+import errno
+import fcntl
 import hashlib
+import os
+import shlex
+import signal
 import sys
+import threading
+import time
+from pathlib import Path
 
 import torch
 
@@ -15,13 +25,98 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
     """Shows defaults, and the script's docstring as it is."""
 
 
-def run(main):
-    """Call main(); an InputError or OSError becomes one line on stderr and exit code 2."""
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM; the argument is the signal's number."""
+
+
+def run(main, go_on="the same command goes on"):
+    """Call main(); what a user did or met becomes one line on stderr and an exit code.
+
+    An InputError or OSError: 2. Ctrl-C or SIGTERM: 128 + the signal's number, once all contexts are
+    left; a second one ends the process at once. go_on: how to go on then, for the line.
+    """
+    number = None
     try:
-        main()
+        with interruptible():
+            main()
+    except Interrupted as stop:
+        number = stop.args[0]
     except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said(error)}", file=sys.stderr)
         sys.exit(2)
+    if number:
+        print(f"\ninterrupted; {go_on}", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def said(error):
+    """An exception's words, in one line."""
+    if not isinstance(error, OSError) or not error.filename:
+        return " ".join(str(error).split())
+    hints = {
+        errno.EACCES: "; expected a file or folder that this user may read, and write where it is "
+                      "an output: see its permissions",
+        errno.ENOSPC: "; free some space, or write elsewhere",
+        errno.EROFS: "; write elsewhere",
+    }
+    return f"{error.filename}: {error.strerror}{hints.get(error.errno, '')}"
+
+
+@contextlib.contextmanager
+def interruptible():
+    """While it is entered, the first Ctrl-C or SIGTERM raises Interrupted in the main thread."""
+
+    def stop(number, frame):
+        for name in before:  # the second one
+            signal.signal(name, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def lock(path):
+    """Hold a lock file while something beside it is written; it is deleted afterwards.
+
+    It ends with the process, however that ends. Raises InputError, which names the holder, if
+    another process holds it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path) as file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}, since "
+                   f"{time.strftime('%Y-%m-%d %H:%M:%S')}: {shlex.join(sys.argv)}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path):
+    """The open file of a lock that is held."""
+    while True:
+        file = open(path, "a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read() or "another process"
+            file.close()
+            raise InputError(f"{path.parent}: is being written to by {holder}; wait for it to end, "
+                             "stop it, or write elsewhere") from error
+        if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            return file
+        file.close()  # its holder deleted it meanwhile
 
 
 def file_hash(path):

@@ -4,11 +4,17 @@
 
 --mode train writes training pairs for finetune/: each frame is warped to a new camera and back, so
 that the render is the source with the holes that a camera move leaves. --mode eval writes the new
-views that demo.py inpaints.
+views that demo.py inpaints. A render that is there, made of the same, is kept.
 """
+
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
 
 import argparse
 import glob
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +58,7 @@ def parse_args():
         "than this share, such as 0.1; nothing is cut by default")
     add("--fuse_static", action="store_true",
         help="mode eval: fill holes from other frames where they saw static surface")
+    add("--overwrite", action="store_true", help="make renders anew that are there")
     add("--preview", action="store_true",
         help="write only preview.png: renders and paths at a glance")
     add("--crf", type=int, default=10, help="H.264 quality, 0 to 51; 0 is 4:4:4, within 2 of 255")
@@ -81,8 +88,11 @@ def camera_paths(args, seq, radius):
     """The paths to render, in order: (name, trajectory.Cameras). radius: R in depth units."""
     if args.cameras is not None:
         paths = []
+        size = seq.info.width, seq.info.height
         for file in find_files("--cameras", args.cameras, "an npy, npz or json"):
-            paths.append((file.name, trajectory.read_cameras(file, seq.intrinsics)))
+            cameras = trajectory.read_cameras(file, seq.intrinsics)
+            sequence.check_intrinsics(f"{file}: intrinsics", cameras.intrinsics, size)
+            paths.append((file.name, cameras))
     else:
         paths = named_keyframes(args)
         for i, (name, keys) in enumerate(paths):
@@ -136,6 +146,8 @@ def say_what_is_unused(args, seq):
     ):
         if getattr(args, flag) is None and (seq.path / name).is_file():
             print(f"note: {name} is there but unused ({instead}); give --{flag} {name} to use it")
+    for note in seq.notes:
+        print(f"note: {note}")
     if seq.bad_depth_share:
         print(f"note: {seq.bad_depth_share:.2%} of the depth values are not positive finite "
               "numbers and become holes")
@@ -247,12 +259,11 @@ def write_set(args, warper, cameras, number, tags, progress):
     are left in reverse order): an interrupted run leaves none beside another's mask or cameras.
     """
     seq = warper.seq
-    render = seq.path / f"{args.mode}_render{number}.mp4"
-    mask = seq.path / f"{args.mode}_mask{number}.mp4"
+    render, mask, cameras_file = set_paths(args, number)
     holes = []
     with (
         video.VideoWriter(render, seq.info, args.crf, tags=tags) as render_writer,
-        video.VideoWriter(mask, seq.info, mask=True) as mask_writer,
+        video.VideoWriter(mask, seq.info, mask=True, tags=tags) as mask_writer,
     ):
         chunks = source_chunks(seq, cameras.frames, batch_size(warper.device))
         warped = in_threads(lambda chunk: warper.warp(cameras, *chunk), chunks, warper.device)
@@ -264,31 +275,59 @@ def write_set(args, warper, cameras, number, tags, progress):
         render_writer.finish()
         mask_writer.finish()
         render.unlink(missing_ok=True)
-        trajectory.write_cameras(seq.path / f"{args.mode}_cameras{number}.npz", cameras)
+        trajectory.write_cameras(cameras_file, cameras)
     return np.array(holes)
 
 
+def set_paths(args, number):
+    """Where the render, mask and cameras of a path are."""
+    names = f"render{number}.mp4", f"mask{number}.mp4", f"cameras{number}.npz"
+    return [args.data_path / f"{args.mode}_{name}" for name in names]
+
+
 def origin(args, seq):
-    """What a render is made from, kept in its file; the path's name is added."""
-    depth = [args.depth_file, (seq.path / args.depth_file).stat().st_size]
+    """What all renders are made from, kept in their files; what differs among them is added."""
+    depth = cli.file_hash(seq.path / args.depth_file)
     made = {"program": "data_gen.py", "source": cli.file_hash(seq.rgb_path), "depth": depth}
-    for name in ("mode", "radius_scale", "anchor", "edge_threshold", "fuse_static"):
+    for name in ("mode", "edge_threshold", "fuse_static", "crf"):
         made[name] = getattr(args, name)
-    return made
+    arrays = [seq.intrinsics, *([seq.c2w] if args.fuse_static else [])]
+    return made | {"source_cameras": hash_of(arrays)}
+
+
+def hash_of(arrays):
+    """The SHA-256 of arrays' bytes, in hexadecimal."""
+    return hashlib.sha256(b"".join(map(np.ndarray.tobytes, arrays))).hexdigest()
+
+
+def is_done(args, number, tags):
+    """Whether a path's files are there, made of what `tags` say."""
+    render, mask, cameras = set_paths(args, number)
+    if args.overwrite or not cameras.is_file():
+        return False
+    return video.made_of(render) == tags and video.made_of(mask) == tags
 
 
 def write_renders(args, warper, paths):
-    """Write all paths, then a line on each."""
+    """Write all paths that are still to be made, then a line on each."""
     made = origin(args, warper.seq)
-    shares = []
-    total = len(paths) * warper.seq.info.frames
-    with tqdm(total=total, unit="frame", desc=f"{args.mode} renders") as progress:
-        for number, (name, cameras) in enumerate(paths, 1):
-            tags = {**made, "path": name}
-            shares.append(write_set(args, warper, cameras, number, tags, progress))
-    for number, holes in enumerate(shares, 1):
-        print(f"{warper.seq.path / f'{args.mode}_render{number}.mp4'} (and mask, cameras) from "
-              f"{paths[number - 1][0]}; holes {holes.mean():.1%}, at most {holes.max():.1%}")
+    to_do = {}
+    for number, (name, cameras) in enumerate(paths, 1):
+        tags = {**made, "path": name, "cameras": hash_of(vars(cameras).values())}
+        if is_done(args, number, tags):
+            print(f"{set_paths(args, number)[0]} exists and is kept: its video, depth, cameras and "
+                  "settings are the same")
+        else:
+            to_do[number] = name, cameras, tags
+    shares = {}
+    total = len(to_do) * warper.seq.info.frames
+    bar = tqdm(total=total, unit="frame", desc=f"{args.mode} renders", disable=not to_do)
+    with bar as progress:
+        for number, (_, cameras, tags) in to_do.items():
+            shares[number] = write_set(args, warper, cameras, number, tags, progress)
+    for number, holes in shares.items():
+        print(f"{set_paths(args, number)[0]} (and mask, cameras) from {to_do[number][0]}; holes "
+              f"{holes.mean():.1%}, at most {holes.max():.1%}")
         warn_of_holes(number, range(len(holes)), holes)
 
 
@@ -344,9 +383,12 @@ def main():
     if args.preview:
         write_preview(warper, paths, radius)
         return
-    write_renders(args, warper, paths)
+    with cli.lock(seq.path / f".data_gen_{args.mode}.lock"):
+        for left in seq.path.glob(f"{args.mode}_*.part"):  # by a run that was killed
+            left.unlink()
+        write_renders(args, warper, paths)
     warn_of_stale(args, seq, len(paths))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "renders that are whole stay; the same command makes the others")

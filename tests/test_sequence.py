@@ -21,14 +21,14 @@ def test_depth_comes_at_the_videos_size_with_half_pixel_centres(room):
 
 
 def test_intrinsics_go_from_the_depth_map_to_the_video(room):
-    replace(room, "megasam_depth.npy", np.ones((17, 32, 24), np.float32))  # sx = 1/4, sy = 1/2
-    replace(room, "k.npy", np.array([[10, 0, 6], [0, 20, 8], [0, 0, 1]], np.float32))
-    s = np.sqrt(1 / 8)
+    replace(room, "megasam_depth.npy", np.ones((17, 32, 47), np.float32))
+    replace(room, "k.npy", np.array([[10, 0, 23], [0, 20, 15], [0, 0, 1]], np.float32))
+    s = np.sqrt(47 / 96 / 2)
     for k_file in ("cam_info/k.npy", "cam_info/ks.npy"):
         replace(room, "ks.npy", np.load(room / "cam_info" / "k.npy")[None].repeat(17, 0))
         k = sequence.open_sequence(room, intrinsics_file=k_file).intrinsics
         assert k.shape == (17, 3, 3)
-        np.testing.assert_allclose(k[9], [[10 / s, 0, 24], [0, 20 / s, 16], [0, 0, 1]])
+        np.testing.assert_allclose(k[9], [[10 / s, 0, 23 * 96 / 47], [0, 20 / s, 30], [0, 0, 1]])
     k = sequence.open_sequence(room).intrinsics
     np.testing.assert_array_equal(k[9], [[500, 0, 48], [0, 500, 32], [0, 0, 1]])
 
@@ -139,3 +139,17 @@ def test_a_file_that_is_cut_off_is_refused(room):
         (room / "cut.npz").write_bytes(whole[:kept])
         with pytest.raises(InputError, match=message):
             sequence.open_sequence(room, "cut.npz")
+
+
+def test_depth_k_and_poses_that_are_not_the_videos_are_refused(room):
+    files = {"intrinsics_file": sequence.INTRINSICS, "extrinsics_file": sequence.C2WS}
+    assert sequence.open_sequence(room, **files).notes == ()
+    replace(room, "megasam_c2ws.npy", np.linalg.inv(np.load(room / sequence.C2WS)))
+    with pytest.raises(InputError, match="c2ws.npy: .* world to camera; expected camera to world"):
+        sequence.open_sequence(room, **files)
+    replace(room, "megasam_intrinsics.npy", np.array([[500, 0, 480], [0, 500, 320], [0, 0, 1]]))
+    with pytest.raises(InputError, match="intrinsics.npy: .* at 480 320, as of .* 960 x 640; exp"):
+        sequence.open_sequence(room, **files)
+    replace(room, "megasam_depth.npy", np.ones((17, 96, 64), np.float32))
+    with pytest.raises(InputError, match="depth.npy: got depth maps of 64 x 96 .* 96 x 64"):
+        sequence.open_sequence(room, **files)

@@ -3,6 +3,7 @@
 Everything is checked once, when the folder is opened.
 """
 
+import itertools
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils import video
+from utils import geometry, video
 from utils.cli import InputError
 
 DEPTH = "cam_info/megasam_depth.npy"
@@ -32,7 +33,7 @@ class Sequence:
 
     info: VideoInfo of gt_rgb.mp4. depth_map: [N, h, w] float16 or float32, memory-mapped.
     intrinsics: float64 [N, 3, 3], in pixels of the video. c2w: float64 [N, 4, 4], camera to world,
-    OpenCV, or None.
+    OpenCV, or None. notes: what its user should know of it.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Sequence:
     depth_map: np.ndarray
     intrinsics: np.ndarray
     c2w: np.ndarray | None
+    notes: tuple = ()
 
     @property
     def rgb_path(self):
@@ -178,27 +180,20 @@ def _numbers(row):
 
 
 def video_intrinsics(path, info, depth_shape):
-    """K at the video's resolution, float64 [N, 3, 3], from a file at the depth map's.
+    """(K at the video's resolution, float64 [N, 3, 3], notes) from a file at the depth map's.
 
     Without a file, the focal length is 500 pixels and the centre that of the picture.
     """
+    notes = []
     k = np.array([[500, 0, info.width // 2], [0, 500, info.height // 2], [0, 0, 1]], np.float64)
     if path:
-        k = np.array(load_array(path, [(3, 3), (info.frames, 3, 3)]), np.float64)
+        k = load_array(path, [(3, 3), (info.frames, 3, 3)])
         check_intrinsics(path, k)
-        k /= intrinsics_scale(info, depth_shape)
-    return np.broadcast_to(k, (info.frames, 3, 3))
-
-
-def intrinsics_scale(info, depth_shape):
-    """Factors [3, 3] from K in pixels of a video, a VideoInfo, to K in pixels of its depth maps.
-
-    depth_shape: (height, width).
-    """
-    sx = depth_shape[1] / info.width
-    sy = depth_shape[0] / info.height
-    focal = np.sqrt(sx * sy)
-    return np.array([[focal, 1, sx], [1, focal, sy], [1, 1, 1]])
+        size = info.width, info.height
+        k, note = geometry.in_video_pixels(path, k, depth_shape[::-1], size)
+        check_intrinsics(f"{path}, in pixels of the video", k, size)
+        notes += [note] if note else []
+    return np.broadcast_to(k, (info.frames, 3, 3)), notes
 
 
 def camera_poses(path, frames):
@@ -219,7 +214,31 @@ def open_sequence(path, depth_file=DEPTH, intrinsics_file=None, extrinsics_file=
     if len(depth_map) != info.frames:
         raise InputError(f"{path / depth_file}: got {len(depth_map)} depth maps for the "
                          f"{info.frames} frames of gt_rgb.mp4; expected one a frame")
+    geometry.check_shape(path / depth_file, depth_map.shape[:0:-1], (info.width, info.height))
     k_path = path / intrinsics_file if intrinsics_file else None
-    k = video_intrinsics(k_path, info, depth_map.shape[1:])
+    k, notes = video_intrinsics(k_path, info, depth_map.shape[1:])
     c2w = camera_poses(path / extrinsics_file, info.frames) if extrinsics_file else None
-    return Sequence(path, info, depth_map, k, c2w)
+    seq = Sequence(path, info, depth_map, k, c2w, tuple(notes))
+    if c2w is not None:
+        check_direction(path / extrinsics_file, seq)
+    return seq
+
+
+def check_direction(name, seq, frames=None):
+    """InputError if a Sequence's poses are seen to be world to camera.
+
+    frames: uint8 [H, W, 3] each, in place of gt_rgb.mp4's.
+    """
+    size = np.array([seq.info.height, seq.info.width])
+    small = np.maximum(1, np.round(size * min(1, geometry.SIDE / size.max()))).astype(int)
+    height, width = small.tolist()
+    frames = video.iter_frames(seq.rgb_path) if frames is None else frames
+    pictures = []
+    depths = []
+    for t, frame in enumerate(itertools.islice(frames, geometry.EARLY)):
+        pictures.append(video.resize(frame[None], height, width)[0])
+        depth = F.interpolate(seq.depth(t, t + 1)[None], (height, width), mode="nearest-exact")
+        depths.append(depth[0, 0].numpy())
+    count = len(pictures)
+    k = seq.intrinsics[:count] * geometry.scale(size[::-1], (width, height))
+    geometry.check_poses_move(name, np.stack(pictures), np.stack(depths), k, seq.c2w[:count])

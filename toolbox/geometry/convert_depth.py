@@ -33,7 +33,7 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import cli, sequence, video
+from utils import cli, geometry, sequence, video
 from utils.cli import InputError
 
 # Axes of each array of an npz: a letter stands for one size in the whole file, a digit for itself.
@@ -251,7 +251,7 @@ def read_vipe(args, info):
     if rgb_info and (rgb_info.height, rgb_info.width) != depth.shape[1:]:
         print(f"note: K is taken to be that of the {rgb_info.width} x {rgb_info.height} video and "
               "scaled to the depth maps")
-        k *= sequence.intrinsics_scale(rgb_info, depth.shape[1:])
+        k *= geometry.scale((rgb_info.width, rgb_info.height), depth.shape[:0:-1])
     c2w = one_for_each_frame(pose_path, poses, frames)
     return {"depth": depth, "what": "depth in metres", "k": k, "c2w": c2w}
 
@@ -381,15 +381,35 @@ def clean(path, depth):
     return sequence.half_if_exact(depth)
 
 
-def check_video(path, shape, info):
-    """Raise InputError unless there is a depth map a frame, of about the video's aspect."""
-    if shape[0] != info.frames:
-        raise InputError(f"{path}: got {shape[0]} depth maps; expected {info.frames}, one for each "
-                         "frame of gt_rgb.mp4")
-    if not 0.8 < shape[2] / shape[1] * info.height / info.width < 1.25:
-        raise InputError(f"{path}: got depth of {shape[2]} x {shape[1]} for a video of "
-                         f"{info.width} x {info.height}; expected the whole picture, not cropped "
-                         "or turned")
+def check_found(args, depth, found, info):
+    """InputError unless what a reader found belongs together, and to the video if it is there.
+
+    K of another size than the depth maps' is brought to it, which is said.
+    """
+    path = args.input
+    size = depth.shape[:0:-1]
+    if info and len(depth) != info.frames:
+        raise InputError(f"{path}: got {len(depth)} depth maps; expected {info.frames}, one for "
+                         "each frame of gt_rgb.mp4")
+    images = found.get("images")
+    if info:
+        geometry.check_shape(path, size, (info.width, info.height))
+    elif images is not None:
+        info = video.VideoInfo(*images.shape[:3], args.fps)
+    if "k" in found:
+        video_size = (info.width, info.height) if info else size
+        sequence.check_intrinsics(path, found["k"])
+        k, note = geometry.in_video_pixels(path, found["k"], size, video_size)
+        sequence.check_intrinsics(path, k, video_size)
+        if note:
+            print(f"note: {note}")
+            found["k"] = k * geometry.scale(video_size, size)
+    if "c2w" in found:
+        sequence.check_poses(path, found["c2w"])
+        if info:
+            k = np.broadcast_to(k, (len(depth), 3, 3))
+            seq = sequence.Sequence(args.output_path, info, depth, k, found["c2w"])
+            sequence.check_direction(path, seq, images)
 
 
 def convert(args):
@@ -400,16 +420,11 @@ def convert(args):
     info = video.probe(rgb) if rgb.exists() else None
     found = READERS[format_name](args, info)
     depth = clean(args.input, found["depth"])
-    if info:
-        check_video(args.input, depth.shape, info)
+    check_found(args, depth, found, info)
     arrays = {sequence.DEPTH: depth}
-    if "k" in found:
-        size = (depth.shape[2], depth.shape[1])
-        sequence.check_intrinsics(args.input, found["k"], size)
-        arrays[sequence.INTRINSICS] = found["k"].astype(np.float32)
-    if "c2w" in found:
-        sequence.check_poses(args.input, found["c2w"])
-        arrays[sequence.C2WS] = found["c2w"].astype(np.float32)
+    for name, key in ((sequence.INTRINSICS, "k"), (sequence.C2WS, "c2w")):
+        if key in found:
+            arrays[name] = found[key].astype(np.float32)
 
     detected = "detected as " if args.format == "auto" else ""
     known = depth[depth > 0].astype(np.float32)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import cli, sequence, video
+from utils import cli, geometry, sequence, video
 from utils.cli import InputError
 
 DEFAULT_MODEL = "depth-anything/Depth-Anything-V2-Metric-Indoor-Large-hf"
@@ -290,7 +290,7 @@ def correction(frames, matches, no_steady):
 def depth_map_intrinsics(info, size, focal_px):
     """K in pixels of a depth map of `size`, float32 [3, 3]; focal_px is in pixels of the video."""
     k = np.array([[focal_px, 0, info.width // 2], [0, focal_px, info.height // 2], [0, 0, 1]])
-    return (k * sequence.intrinsics_scale(info, size)).astype(np.float32)
+    return (k * geometry.scale((info.width, info.height), size[::-1])).astype(np.float32)
 
 
 def write(folder, arrays):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toolbox.synthetic import clips, scenes
-from utils import cli, sequence, trajectory, video
+from utils import cli, geometry, sequence, trajectory, video
 from utils.cli import InputError
 
 
@@ -86,7 +86,7 @@ def write_cameras(args, scene, c2w, k, info, device):
     sy = height / info.height
     ray_k = k * torch.tensor([[sx], [sy], [1.0]], dtype=torch.float64)
     ray_k[:2, 2] += torch.tensor([sx / 2 - 0.5, sy / 2 - 0.5])  # depth is taken at pixel centres
-    file_k = k.numpy() * sequence.intrinsics_scale(info, (height, width))
+    file_k = k.numpy() * geometry.scale((info.width, info.height), (width, height))
     depth = exact_depth(scene, c2w, ray_k, height, width, device)
     sequence.save_array(args.output_dir / sequence.DEPTH, depth)
     sequence.save_array(args.output_dir / sequence.INTRINSICS, file_k.astype(np.float32))

@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import signal
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from conftest import ROOT, call
 from skimage.data import stereo_motorcycle
 
+import data_gen
 from toolbox.synthetic import clips, scenes
 from utils import cli, metrics, sequence, trajectory, video, warp
 
@@ -316,3 +319,76 @@ def test_anchored_at_the_first_frame_renders_are_the_exact_views(tmp_path):
     psnr = metrics.psnr(ours / 255, exact, mask)
     print(f"anchor first: {psnr:.2f} dB on {mask.mean():.1%} known pixels")
     assert psnr > 30 and mask.mean() > 0.6
+
+
+def test_a_second_run_keeps_what_is_made_of_the_same_and_only_that(room, capsys):
+    two = ("--mode", "eval", "--trajs", "orbit_left:5,dolly_in:0.1")
+    assert run(room, *two) == 0
+    before = files(room)
+    stamps = {name: (room / name).stat().st_mtime_ns for name in before}
+    capsys.readouterr()
+    assert run(room, *two) == 0
+    said = capsys.readouterr().out
+    assert said.count("exists and is kept") == 2
+    assert stamps == {name: (room / name).stat().st_mtime_ns for name in files(room)}
+
+    np.savez(room / "eval_cameras2.npz")  # of no matter: it is there
+    (room / "eval_mask1.mp4").unlink()
+    assert run(room, *two) == 0
+    said = capsys.readouterr().out
+    assert "eval_render2.mp4 exists and is kept" in said and "render1.mp4 (and mask, cam" in said
+    assert files(room)["eval_render1.mp4"] == before["eval_render1.mp4"]
+    assert run(room, *two, "--overwrite") == 0
+    assert "kept" not in capsys.readouterr().out and files(room).keys() == before.keys()
+
+
+@pytest.mark.parametrize("change", ["K", "depth", "video", "path", "crf", "edges"])
+def test_what_is_made_of_something_else_is_made_anew(room, capsys, change):
+    args = ["--mode", "eval", "--trajs", "orbit_left:5", *K]
+    assert run(room, *args) == 0
+    args += {"crf": ("--crf", 20), "edges": ("--edge_threshold", 0.1)}.get(change, ())
+    if change == "path":
+        args[3] = "orbit_left:6"
+    if change == "K":
+        k = np.load(room / sequence.INTRINSICS)
+        k[0, 0] *= 1.1
+        np.save(room / sequence.INTRINSICS, k)
+    if change == "depth":
+        np.save(room / sequence.DEPTH, np.load(room / sequence.DEPTH) + 1)
+    if change == "video":
+        frames = video.read_video(room / "gt_rgb.mp4")
+        video.write_video(room / "gt_rgb.mp4", 255 - frames, video.probe(room / "gt_rgb.mp4"))
+    capsys.readouterr()
+    assert run(room, *args) == 0
+    assert "kept" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_whole_renders_and_goes_on(room, capsys, monkeypatch, number):
+    args = ("--mode", "train", "--num_train_render", 3)
+    write = data_gen.write_set
+
+    def write_first(args, warper, cameras, path, *others):
+        if path == 2:
+            monkeypatch.setattr(video.VideoWriter, "finish", lambda _: os.kill(os.getpid(), number))
+        return write(args, warper, cameras, path, *others)
+
+    before = files(room).keys()
+    with monkeypatch.context() as patched:
+        patched.setattr(data_gen, "write_set", write_first)
+        assert run(room, *args) == 128 + number
+        monkeypatch.undo()
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("interrupted; ") and "Traceback" not in error
+    made = {"train_render1.mp4", "train_mask1.mp4", "train_cameras1.npz"}
+    assert files(room).keys() - before == made
+    (room / "train_render9.mp4.part").write_bytes(b"of a run that was killed")
+    assert run(room, *args) == 0
+    assert "train_render1.mp4 exists and is kept" in capsys.readouterr().out
+    assert len(files(room)) == len(before) + 9
+
+
+def test_two_runs_on_one_folder_are_told_apart(room, capsys):
+    with cli.lock(room / ".data_gen_eval.lock"):
+        refused(room, capsys, "is being written to by process", "--mode", "eval")
+    assert run(room, "--mode", "eval", "--trajs", "arc_up:1") == 0

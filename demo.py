@@ -8,6 +8,11 @@ Several GPUs share the videos when it is started with accelerate launch --num_pr
 ... (CPUs: torchrun --nproc_per_node N); with --share_clip they work together on each.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import contextlib
 import glob
@@ -123,7 +128,7 @@ def find_jobs(args, made_of):
 
     made_of: what every output is made of beside its render, a dict.
     """
-    rank, ranks = (0, 1) if args.share_clip else devices.processes()
+    rank, ranks, _ = (0, 1, 0) if args.share_clip else devices.processes()
     jobs = []
     for render in find_renders(args)[rank::ranks]:
         info = video.probe(render)
@@ -397,9 +402,9 @@ def pick_device(args):
     if args.share_clip and args.device not in (None, "cpu", "cuda"):
         raise InputError(f"--share_clip --device {args.device}: every process takes a GPU of its "
                          "own; give cuda or cpu")
-    several = "LOCAL_RANK" in os.environ and torch.cuda.is_available()
-    if several and args.device in (None, "cuda"):
-        return cli.pick_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    local_rank = devices.processes()[2]
+    if local_rank is not None and torch.cuda.is_available() and args.device in (None, "cuda"):
+        return cli.pick_device(f"cuda:{local_rank}")
     return cli.pick_device(args.device)
 
 
@@ -416,11 +421,14 @@ def describe(args, weights):
 def check(args):
     """Check all that can be checked before anything is loaded or written: (weights, jobs to do)."""
     check_numbers(args)
-    rank, ranks = devices.processes()
+    rank, ranks, _ = devices.processes()
     args.device = pick_device(args)
     args.helper = args.share_clip and rank > 0
     if args.helper:  # the first process speaks for all
         sys.stdout = open(os.devnull, "w")
+    if stray := devices.stray_ranks():
+        print(f"note: {', '.join(stray)} in the environment are of no torchrun or accelerate "
+              "launch; this process does all videos alone")
     args.dtype = pipeline.pick_dtype(args.dtype, args.device)
     args.output_dir = args.output_dir or args.data_path / "outputs"
     check_machine(args)
@@ -454,8 +462,18 @@ def load(args, weights):
     if (args.compile or args.fast) and not whole:
         print("note: memory=low, so --compile and --fast are left out")
     print(f"loaded {weights} and {args.model_path / 'vae'} in {time.time() - start:.1f} s, "
-          f'{args.dtype} {where}; embedding of "" kept in {cache}')
+          f'{args.dtype} {where}; embedding of "" kept {f"in {cache}" if cache else "nowhere"}')
     return pipe, embedding.to(args.device)
+
+
+def lock_outputs(args, jobs):
+    """A context in which no other run writes the outputs of these jobs."""
+    locks = contextlib.ExitStack()
+    for job in () if args.helper else jobs:
+        locks.enter_context(cli.lock(args.output_dir / f".{job.output.stem}.lock"))
+        for path in (job.output, job.compared):  # of a run that was killed
+            path.with_name(f"{path.name}.part").unlink(missing_ok=True)
+    return locks
 
 
 def main():
@@ -463,14 +481,15 @@ def main():
     weights, jobs = check(args)
     if not jobs:
         return
-    if args.share_clip:
-        devices.join(args.device)
-    pipe, embedding = load(args, weights)
-    with cogvideox.attention():
-        inpaint(args, pipe, embedding, jobs)
-    if args.share_clip:
-        devices.leave()
+    with lock_outputs(args, jobs):
+        if args.share_clip:
+            devices.join(args.device)
+        pipe, embedding = load(args, weights)
+        with cogvideox.attention():
+            inpaint(args, pipe, embedding, jobs)
+        if args.share_clip:
+            devices.leave()
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "outputs that are whole stay; the same command makes the others")

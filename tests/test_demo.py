@@ -1,7 +1,10 @@
 import hashlib
+import os
 import shutil
+import signal
 import threading
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +12,8 @@ import safetensors.torch
 import torch
 from conftest import call
 
-from utils import video
+import demo as program
+from utils import cli, video
 from utils.cli import InputError
 
 
@@ -114,10 +118,25 @@ def test_every_fit_gives_the_size_it_promises(model, renders, capsys, fit, size)
 
 def test_processes_share_the_videos(model, renders, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as torchrun sets it
     for rank, made in enumerate((["eval_render1_out.mp4"], ["eval_render2_out.mp4"], [])):
         monkeypatch.setenv("RANK", str(rank))
         assert demo(model, renders, "eval_render*.mp4", "--output_dir", renders / str(rank)) == 0
         assert [p.name for p in (renders / str(rank)).glob("*")] == made
+
+
+@pytest.mark.parametrize("left", [
+    {"RANK": "1", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "2"}, {"RANK": "1"},
+    {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "node7"},
+    {"RANK": "", "WORLD_SIZE": "many"},
+])
+def test_ranks_that_a_cluster_left_do_not_count(model, renders, monkeypatch, capsys, left):
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert demo(model, renders, "eval_render*.mp4") == 0
+    assert len(list((renders / "outputs").glob("*"))) == 2
+    assert "in the environment are of no torchrun or accelerate" in capsys.readouterr().out
 
 
 def test_one_process_has_nobody_to_share_a_clip_with(model, renders, capsys):
@@ -369,3 +388,47 @@ def test_bad_input_is_one_line_and_exit_2(model, renders, capsys, monkeypatch, a
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not (renders / "outputs").exists()
+
+
+def test_what_is_not_finite_is_no_output(model, renders, tmp_path, capsys):
+    broken = Path(shutil.copytree(model / "cognvs_ckpt_inpaint", tmp_path / "broken"))
+    file = broken / "diffusion_pytorch_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    tensors["norm_out.norm.weight"][0] = np.nan
+    safetensors.torch.save_file(tensors, file, {"format": "pt"})
+    assert demo(model, renders, "eval_render1.mp4", "--cognvs_ckpt_path", broken) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and "not finite in its first step" in error
+    assert not (renders / "outputs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_whole_outputs_and_goes_on(
+        model, renders, monkeypatch, capsys, number):
+    run = program.inpaint_window
+
+    def interrupted(args, pipe, embedding, window, tail):
+        if window.job.render.stem == "eval_render2":
+            os.kill(os.getpid(), number)
+        return run(args, pipe, embedding, window, tail)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "inpaint_window", interrupted)
+        assert demo(model, renders, "eval_render*.mp4") == 128 + number
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("interrupted; ") and "Traceback" not in error
+    assert [path.name for path in (renders / "outputs").iterdir()] == ["eval_render1_out.mp4"]
+    left = renders / "outputs" / "eval_render2_out.mp4.part"
+    left.write_bytes(b"of a run that was killed")
+    assert demo(model, renders, "eval_render*.mp4") == 0
+    assert "eval_render1_out.mp4 exists and is kept" in capsys.readouterr().out
+    names = sorted(path.name for path in (renders / "outputs").iterdir())
+    assert names == ["eval_render1_out.mp4", "eval_render2_out.mp4"]
+
+
+def test_two_runs_do_not_write_one_output(model, renders, capsys):
+    with cli.lock(renders / "outputs" / ".eval_render1_out.lock"):
+        assert demo(model, renders, "eval_render*.mp4") == 2
+        assert "is being written to by process" in capsys.readouterr().err
+        assert demo(model, renders, "eval_render2.mp4") == 0
+    assert demo(model, renders, "eval_render1.mp4") == 0

@@ -154,7 +154,8 @@ def test_two_processes_of_demo_write_the_video_of_one_with_fast_too(model, made_
     frames = np.concatenate([frames, frames[:6]])
     frames[:, 20:40, 30:60] = 0
     video.write_video(tmp_path / "eval_render1.mp4", frames, video.VideoInfo(23, 64, 96, 20))
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
+               "TORCHELASTIC_RUN_ID": "none"}  # as torchrun sets them
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     two = [sys.executable, ROOT / "demo.py", *args, tmp_path / "two", "--share_clip"]
     processes = []

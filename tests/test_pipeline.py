@@ -2,6 +2,7 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
-from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import T5EncoderModel
 
 from utils import pipeline
@@ -147,18 +148,36 @@ def test_the_embedding_is_made_anew_for_another_text_encoder(model, tmp_path):
 def test_a_read_only_base_is_cached_with_the_user(model, tmp_path, monkeypatch):
     base = copy_base(model, tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    save = pipeline.save_file
+    write = Path.write_bytes
 
-    def refuse(tensors, path, metadata):
+    def refuse(path, data):
         if base in path.parents:
-            raise SafetensorError("Read-only file system (os error 30)")
-        save(tensors, path, metadata)
+            raise OSError(30, "Read-only file system")
+        write(path, data)
 
-    monkeypatch.setattr(pipeline, "save_file", refuse)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
     computed, place = pipeline.empty_prompt(base, 8, torch.float32)
     assert tmp_path / "cache" in place.parents
     monkeypatch.setattr(pipeline, "encode_empty_prompt", None)
     assert torch.equal(pipeline.empty_prompt(base, 8, torch.float32)[0], computed)
+
+
+def test_a_user_without_a_home_does_without_a_cache(model, tmp_path, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert pipeline.user_cache() is None
+    base = copy_base(model, tmp_path)
+    assert pipeline.empty_prompt(base, 8, torch.float32)[1].parent == base
+
+
+def test_the_cached_embedding_is_for_whom_the_umask_says(model, tmp_path):
+    base = copy_base(model, tmp_path)
+    place = pipeline.empty_prompt(base, 8, torch.float32)[1]
+    (tmp_path / "other").touch()
+    assert place.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_weights_are_a_folder_or_the_highest_step_of_a_run(model, tmp_path):
@@ -182,10 +201,10 @@ def test_missing_weights_are_an_error_not_noise(model, tmp_path):
     def load():
         return pipeline.load_model(CogVideoXTransformer3DModel, tmp_path, torch.float32)
 
-    pipeline.save_file(state, file, {"format": "pt"})
+    save_file(state, file, {"format": "pt"})
     with pytest.raises(InputError, match="1 tensors of its config.json are missing .*proj_out"):
         load()
-    pipeline.save_file(state | {"proj_out.weight": last[:, :5].clone()}, file, {"format": "pt"})
+    save_file(state | {"proj_out.weight": last[:, :5].clone()}, file, {"format": "pt"})
     with pytest.raises(InputError, match="could not be loaded: .*proj_out.weight"):
         load()
     with open(file, "r+b") as stream:

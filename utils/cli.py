@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import shlex
 import signal
@@ -36,6 +37,9 @@ def run(main, go_on="the same command goes on"):
     left; a second one ends the process at once. go_on: how to go on then, for the line.
     """
     number = None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files that are not UTF-8
     try:
         with interruptible():
             main()
@@ -90,6 +94,7 @@ def lock(path):
     another process holds it.
     """
     path = Path(path)
+    new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as file:
         file.truncate(0)
@@ -100,6 +105,9 @@ def lock(path):
             yield
         finally:
             path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # nothing was written
+                if new:
+                    path.parent.rmdir()
 
 
 def _locked(path):

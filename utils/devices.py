@@ -130,9 +130,25 @@ def offload_blocks(pipe, device):
 # ---- several processes ---------------------------------------------------------------------------
 
 
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
 def processes():
-    """(rank, number) of the processes that torchrun or accelerate launch started; else (0, 1)."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """(rank, number, rank on this machine) of the processes that torchrun or accelerate launch
+    started; else (0, 1, None). What a cluster left in the environment does not count."""
+    if not launched():
+        return 0, 1, None
+    return tuple(int(os.environ[name]) for name in RANKS)
+
+
+def launched():
+    """Whether torchrun, by itself or under accelerate launch, started this process."""
+    return all(name in os.environ for name in ("TORCHELASTIC_RUN_ID", *RANKS))
+
+
+def stray_ranks():
+    """The variables of processes() that are set and do not count."""
+    return [] if launched() else [name for name in RANKS if name in os.environ]
 
 
 def check_sharing(config, count):

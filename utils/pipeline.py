@@ -19,7 +19,7 @@ from diffusers import (
 from diffusers.utils.torch_utils import randn_tensor
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from utils import cogvideox, video
 from utils.cli import InputError
@@ -43,6 +43,7 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
 
         Prompt and negative prompt are both "", so guided and unguided prediction are equal at any
         guidance scale and one pass a step is enough (the published code makes two).
+        Raises InputError if what comes out is not finite.
         """
         device, dtype = self._execution_device, prompt_embeds.dtype
         condition = self.encode((2 * clip - 1).to(device, dtype)[None], generator)
@@ -58,12 +59,18 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
                 both = torch.cat([sample, condition], 2)  # [1, f, 32, h, w]
                 velocity = self.transformer(both, prompt_embeds, timesteps[i : i + 1],
                                             image_rotary_emb=rotary).sample
+            if i == 0 and not velocity.isfinite().all():
+                raise InputError("the transformer's output is not finite in its first step: its "
+                                 "weights are broken, or of a training that diverged; give others")
             sample, x0 = cogvideox.denoise_step(self.scheduler, velocity.float(), sample, now,
                                                 before, x0, generator)
             sample, before = sample.to(dtype), now
 
         frames = self.decode_latents(sample)  # [1, 3, F, H, W] in [-1, 1]
         self.maybe_free_model_hooks()
+        if not frames.isfinite().all():
+            raise InputError("the output is not finite after the last step, so it is not written: "
+                             "the weights may be broken, or overflow; --dtype fp32 may help")
         return self.video_processor.postprocess_video(frames, output_type="pt")[0].float()
 
     def encode(self, clip, generator=None):
@@ -352,7 +359,9 @@ def empty_prompt(model_path, length, dtype):
     key = fingerprint(encoder) if encoder.is_dir() else None
     name = f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
     by_base = hashlib.sha256(str(model_path).encode()).hexdigest()[:16]
-    places = [model_path / name, user_cache() / by_base / name]
+    places = [model_path / name]
+    if cache := user_cache():
+        places.append(cache / by_base / name)
     user = getattr(os, "getuid", str)()
     with FileLock(Path(tempfile.gettempdir()) / f"cognvs_{user}_{by_base}.lock"):
         found = find_prompt(places, key)
@@ -373,6 +382,8 @@ def find_prompt(places, key):
     for place in places:
         if not place.is_file():
             continue
+        with open(place, "rb"):  # one that may not be read: safetensors says it is not there
+            pass
         try:
             with safe_open(place, "pt") as file:
                 if key in (None, file.metadata()["text_encoder"]):
@@ -388,18 +399,20 @@ def store_prompt(embedding, places, key):
         part = place.with_name(f"{place.name}.part")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"prompt_embeds": embedding}, part, {"text_encoder": key})
+            # not save_file, which writes for the owner's eyes alone
+            part.write_bytes(save({"prompt_embeds": embedding}, {"text_encoder": key}))
             part.replace(place)
             return place
-        except (OSError, SafetensorError):  # read-only: safetensors raises its own error
+        except OSError:  # read-only
             continue
     return None
 
 
 def user_cache():
-    """The user's cache folder for this program."""
-    chosen = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(chosen or Path.home() / ".cache") / "cognvs"
+    """The user's cache folder for this program; None for a user without a home."""
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    with contextlib.suppress(RuntimeError):
+        return Path(chosen or Path.home() / ".cache") / "cognvs"
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from av.sidedata.sidedata import Type
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from utils.cli import InputError
 
@@ -43,6 +43,8 @@ DOLBY_TO_709 = ("-vf libplacebo=colorspace=bt709:color_primaries=bt709:color_trc
 
 NO_PICTURES = (Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image)
 MP4_SOUND = {"aac", "ac3", "alac", "eac3", "flac", "mp3", "opus"}  # codecs that mp4 can hold
+
+WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave alpha out
 
 
 @dataclass(frozen=True)
@@ -154,16 +156,20 @@ def _picture(container):
 
 def _mending(path, filters=""):
     """The command that turns a file into one that can be read."""
-    path = Path(path) if Path(path).is_absolute() else f"./{path}"  # a name may begin with a dash
-    encoded = shlex.quote(f"{Path(path).with_suffix('')}_mended.mp4")
-    return f"ffmpeg -i {shlex.quote(str(path))} {filters}-c:v libx264 -crf 12 {encoded}"
+    path = str(path) if Path(path).is_absolute() else f"./{path}"  # a name may begin with a dash
+    name = shlex.quote(path)
+    return f"ffmpeg -i {name} {filters}-c:v libx264 -crf 12 {shlex.quote(path + '_mended.mp4')}"
 
 
 def _decoded(container, stream, packets):
     """Yield the decoded frames of a stream; its packets are noted in `packets`."""
+    name = stream.codec_context.name
+    decoder = stream
+    if stream.metadata.get("alpha_mode") == "1" and name in WITH_ALPHA:
+        decoder = av.CodecContext.create(WITH_ALPHA[name], "r")
     for packet in container.demux(stream):
         packets.note(packet)
-        yield from packet.decode()
+        yield from decoder.decode(packet)
 
 
 def _decoded_starts(path):
@@ -210,17 +216,23 @@ class _Packets:
 def _timing(stream, starts, durations):
     """(rate, VideoInfo's times) of frames that begin at `starts`, in ticks.
 
-    The rate is constant if no frame is more than a tick away from it, as rounding leaves it.
+    The rate is constant if no frame is further away from it than rounding leaves it. Files are
+    rounded to their ticks, and before to 1/600 or 1/1000 s, if they were converted from QuickTime
+    or Matroska.
     """
     tick = stream.time_base
     rates = [rate for rate in (stream.guessed_rate, stream.average_rate) if rate]
+    rates = rates or [25]  # as FFmpeg has it
     if None in starts or len(set(starts)) < len(starts):
         return _simple(rates[0]), None
     gap = Fraction(starts[-1] - starts[0], max(len(starts) - 1, 1))  # the mean, in ticks
     if gap:
         rates.append(1 / (gap * tick))
+    rounding = math.gcd(*(start - starts[0] for start in starts))
+    if not rounding or rounding * tick > Fraction(1, 500):
+        rounding = 1
     for rate in map(_simple, rates):
-        if _is_even(starts, 1 / (rate * tick)):
+        if _is_even(starts, 1 / (rate * tick), rounding):
             return rate, None
     end = starts[-1] + (durations.get(starts[-1]) or gap)
     times = tuple((start - starts[0]) * tick for start in [*starts, end])
@@ -231,12 +243,12 @@ def _simple(rate):
     return Fraction(rate).limit_denominator(1001)
 
 
-def _is_even(starts, gap):
-    """Whether frames begin `gap` ticks apart, to within a tick. In integers, which are fast."""
+def _is_even(starts, gap, rounding):
+    """Whether frames begin `gap` ticks apart, to within `rounding`. In integers, which are fast."""
     limit = gap.denominator
     distances = (abs((start - starts[0]) * limit - number * gap.numerator)
                  for number, start in enumerate(starts))
-    return max(distances) <= limit
+    return max(distances) <= limit * rounding
 
 
 class _Converter:
@@ -250,13 +262,17 @@ class _Converter:
         self.flips, self.transposed = _quarter_turn(path, first)
         self.size = {"width": first.width, "height": first.height}
         self.upright_size = (first.height, first.width)[:: -1 if self.transposed else 1]
-        alpha = first.format.has_palette or any(c.is_alpha for c in first.format.components)
+        parts = first.format.components
+        alpha = first.format.has_palette or any(part.is_alpha for part in parts)
         self.format = "rgba" if alpha else "rgb24"
-        self.reformatter = VideoReformatter()  # the same bytes as OpenCV's, so as published
+        self.method = Interpolation.BICUBIC  # the same bytes as OpenCV's, so as published
+        if max(part.bits for part in parts) > 8:  # which would be up to 3 levels too dark
+            self.method |= Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+        self.reformatter = VideoReformatter()
 
     def __call__(self, frame):
         """uint8 [H, W, 3]; a frame of another size than the first is scaled to it."""
-        pixels = self.reformatter.reformat(frame, format=self.format, interpolation="BICUBIC",
+        pixels = self.reformatter.reformat(frame, format=self.format, interpolation=self.method,
                                            **self.size).to_ndarray()
         if self.format == "rgba":
             product = pixels[..., :3] * pixels[..., 3:].astype(np.uint16)
@@ -360,8 +376,8 @@ class VideoWriter:
     crf 1 and up is 4:2:0, which browsers play; crf 0 is 4:4:4 without coding loss. Odd sizes are
     always 4:4:4. tags: a dict, kept as JSON in the file, which made_of() reads. audio: a video; its
     sound is copied, from its first picture on and as long as info says. Where mp4 cannot hold the
-    codec, it is encoded as AAC. Leaving by an exception leaves no file. Raises OSError if the file
-    cannot be written.
+    codec, it is encoded as stereo AAC. Leaving by an exception leaves no file. Raises OSError if
+    the file cannot be written.
     """
 
     def __init__(self, path, info, crf=10, mask=False, tags=None, audio=None):
@@ -481,8 +497,7 @@ def _sound(path, end, container):
         copied = {s.index: container.add_stream_from_template(s) for s in sounds if _fits_mp4(s)}
         for sound in sounds:
             if not _fits_mp4(sound):
-                aac = container.add_stream("aac", sound.rate, layout=sound.layout)
-                encoded[sound.index] = aac
+                encoded[sound.index] = container.add_stream("aac", sound.rate, layout="stereo")
         for packet in source.demux(list(sounds)):
             if packet.stream_index in encoded:
                 for frame in packet.decode():

@@ -65,19 +65,22 @@ def encode(path, frames, **settings):
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if beeps:
-            container.mux(beeps.encode(beep(seconds)))
+            for frame in beep(seconds):
+                container.mux(beeps.encode(frame))
             container.mux(beeps.encode())
     return path
 
 
 def beep(seconds):
-    """An AudioFrame that sounds in the first 20 ms of every second."""
+    """Yield AudioFrames that sound in the first 20 ms of every second."""
     time = np.arange(int(48000 * seconds)) / 48000
     sound = np.where(time % 1 < 0.02, np.sin(6283 * time), 0).astype(np.float32)
-    frame = av.AudioFrame.from_ndarray(np.stack([sound, sound]), "fltp", "stereo")
-    frame.sample_rate = 48000
-    frame.pts = 0
-    return frame
+    for start in range(0, len(sound), 1024):
+        piece = sound[start : start + 1024]
+        frame = av.AudioFrame.from_ndarray(np.stack([piece, piece]), "fltp", "stereo")
+        frame.sample_rate = 48000
+        frame.pts = start
+        yield frame
 
 
 def remux(source, path, shift=0, drop=0):
@@ -104,8 +107,8 @@ def beeps_heard(path):
     to_floats = av.AudioResampler("fltp")
     with av.open(str(path)) as container:
         for frame in container.decode(audio=0):
-            loud = np.flatnonzero(np.abs(to_floats.resample(frame)[0].to_ndarray()[0]) > 0.3)
-            for sample in loud[:1]:
+            sound = to_floats.resample(frame)[0].to_ndarray()[0]
+            for sample in np.flatnonzero(np.abs(sound) > 0.3):
                 at = frame.time + sample / frame.sample_rate - start
                 heard += [at] if not heard or at > heard[-1] + 0.5 else []
     return heard
@@ -387,9 +390,21 @@ def test_sound_that_is_longer_than_the_pictures_adds_none(tmp_path, suffix):
     assert video.probe(path).frames == 48 == len(video.read_video(path))
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts", "avi", "flv"])
-def test_frames_are_counted_whatever_a_header_says(tmp_path, suffix):
-    path = encode(tmp_path / f"a.{suffix}", clip(30), options={"bf": "3", "g": "12"})
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts", "flv"])
+def test_frames_are_counted_where_a_header_does_not(tmp_path, suffix):
+    rate = Fraction(30000, 1001)
+    source = encode(tmp_path / "source.mp4", clip(30), rate=rate, options={"bf": "3", "g": "12"})
+    path = remux(source, tmp_path / f"a.{suffix}")
+    found = video.probe(path)
+    assert found.frames == 30 == len(video.read_video(path))
+    assert found.fps == rate and found.times is None
+
+
+def test_a_header_that_counts_more_frames_is_not_believed(tmp_path):
+    path = encode(tmp_path / "a.avi", clip(30), codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"strh") + 40, 60)  # dwLength
+    path.write_bytes(data)
     assert video.probe(path).frames == 30 == len(video.read_video(path))
 
 
@@ -543,7 +558,7 @@ def test_transparent_pixels_are_shown_over_black(tmp_path, suffix, settings):
 
 
 def test_covers_and_second_pictures_are_not_the_video(tmp_path):
-    small, large = clip(5), clip(1, 480, 640)
+    small, large = clip(1), clip(1, 480, 640)
     encode(tmp_path / "a.mp4", small)
     encode(tmp_path / "cover.mp4", large, codec="png", pix_fmt="rgb24")
     for name, order in (("b.mp4", ("cover", "a")), ("c.mp4", ("cover",))):
@@ -558,7 +573,6 @@ def test_covers_and_second_pictures_are_not_the_video(tmp_path):
                         packet.stream = copy
                         write.mux([packet] if packet.size else [])
     assert video.probe(tmp_path / "b.mp4") == video.probe(tmp_path / "a.mp4")
-    assert len(video.read_video(tmp_path / "b.mp4")) == 5
     with pytest.raises(InputError, match="no moving picture"):
         video.probe(tmp_path / "c.mp4")
 

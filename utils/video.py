@@ -392,9 +392,8 @@ class VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # All sound comes before the pictures, and waits for them however long it is.
         options = {"movflags": "faststart", "max_interleave_delta": "0"}
-        self.file = open(self.part, "wb")  # FFmpeg gets its number, as its name may not be UTF-8
         with self._clear_errors():
-            self.container = av.open(f"file:/dev/fd/{self.file.fileno()}", "w", "mp4", options)
+            self.container = av.open(f"file:{self.part}", "w", "mp4", options)
         if tags is not None:
             self.container.metadata["comment"] = json.dumps(tags)
         self.stream = self._add_stream(info, crf)
@@ -457,7 +456,6 @@ class VideoWriter:
             self.container.mux(self.stream.encode())
             self.container.close()
         self.container = None
-        self.file.close()
 
     @contextlib.contextmanager
     def _clear_errors(self):
@@ -479,7 +477,6 @@ class VideoWriter:
             if self.container:
                 with contextlib.suppress(av.FFmpegError):
                     self.container.close()
-                self.file.close()
             self.part.unlink(missing_ok=True)
 
 

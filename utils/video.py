@@ -409,7 +409,8 @@ class VideoWriter:
         size = {"width": info.width, "height": info.height}
         stream = self.container.add_stream("libx264", fps, options, time_base=tick, **size)
         codec = stream.codec_context
-        codec.sample_aspect_ratio = info.pixel_aspect
+        if info.pixel_aspect != 1:
+            codec.sample_aspect_ratio = info.pixel_aspect
         even = info.height % 2 == 0 and info.width % 2 == 0
         codec.pix_fmt = "yuv420p" if even and crf > 0 else "yuv444p"
         codec.thread_type = "AUTO"

@@ -373,6 +373,7 @@ class VideoWriter:
     with VideoWriter(path, info, crf) as writer:
         writer.write(frames)  # uint8 [F, H, W, 3] RGB; or bool [F, H, W] with mask=True
 
+    If info has times, no more frames than it counts can be written.
     crf 1 and up is 4:2:0, which browsers play; crf 0 is 4:4:4 without coding loss. Odd sizes are
     always 4:4:4. tags: a dict, kept as JSON in the file, which made_of() reads. audio: a video; its
     sound is copied, from its first picture on and as long as info says. Where mp4 cannot hold the

@@ -11,6 +11,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from utils import video
 from utils.cli import InputError
@@ -36,18 +37,81 @@ def header(path):
 
 
 def encode(path, frames, **settings):
-    """Write a file as another program would, with settings of PyAV's encoder; returns it."""
+    """Write a file as another program would, with settings of PyAV's encoder; returns it.
+
+    ticks: when each frame begins, in 1/time_base. sound: seconds of it, in `sound_codec`.
+    """
     with av.open(str(path), "w") as container:
         container.metadata.update(settings.pop("metadata", {}))
-        stream = container.add_stream(settings.pop("codec", "libx264"), 25)
+        rate, options = settings.pop("rate", 25), settings.pop("options", {})
+        stream = container.add_stream(settings.pop("codec", "libx264"), rate, options)
         stream.height, stream.width = frames.shape[1:3]
-        for name, value in settings.items():
+        ticks = settings.pop("ticks", range(len(frames)))
+        tick = settings.pop("tick", 1 / Fraction(rate))
+        turn, seconds = settings.pop("turn", None), settings.pop("sound", 0)
+        beeps = container.add_stream(settings.pop("sound_codec", "aac"), 48000) if seconds else None
+        if turn is not None:
+            stream.set_display_rotation(turn)
+        for name, value in {"time_base": tick, **settings}.items():
             setattr(stream.codec_context, name, value)
-        for pixels in frames:
-            frame = av.VideoFrame.from_ndarray(pixels, "rgb24")
-            container.mux(stream.encode(frame.reformat(format=stream.codec_context.pix_fmt)))
+        layout = {3: "rgb24", 4: "rgba"}[frames.shape[3]]
+        wanted = {"format": stream.codec_context.pix_fmt, "interpolation": 4 | 1 << 13 | 1 << 18}
+        if stream.codec_context.colorspace == 1:
+            wanted["dst_colorspace"] = "ITU709"
+        wanted["dst_color_range"] = settings.get("color_range")
+        for pixels, at in zip(frames, ticks, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, layout).reformat(**wanted)
+            frame.pts, frame.time_base = at, tick
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
+        if beeps:
+            for frame in beep(seconds):
+                container.mux(beeps.encode(frame))
+            container.mux(beeps.encode())
     return path
+
+
+def beep(seconds):
+    """Yield AudioFrames that sound in the first 20 ms of every second."""
+    time = np.arange(int(48000 * seconds)) / 48000
+    sound = np.where(time % 1 < 0.02, np.sin(6283 * time), 0).astype(np.float32)
+    for start in range(0, len(sound), 1024):
+        piece = sound[start : start + 1024]
+        frame = av.AudioFrame.from_ndarray(np.stack([piece, piece]), "fltp", "stereo")
+        frame.sample_rate = 48000
+        frame.pts = start
+        yield frame
+
+
+def remux(source, path, shift=0, drop=0):
+    """Copy the packets of a file's streams as ffmpeg -c copy does, without the first `drop`.
+
+    Everything begins `shift` seconds earlier.
+    """
+    with av.open(str(source)) as read, av.open(str(path), "w") as write:
+        copies = [write.add_stream_from_template(stream) for stream in read.streams]
+        for number, packet in enumerate(read.demux()):
+            if packet.size and number >= drop:
+                packet.pts -= int(shift / packet.time_base)
+                packet.dts -= int(shift / packet.time_base)
+                packet.stream = copies[packet.stream_index]
+                write.mux(packet)
+    return path
+
+
+def beeps_heard(path):
+    """When a beep begins in a file, in seconds from its first picture."""
+    with av.open(str(path)) as container:
+        start = next(container.decode(video=0)).time
+    heard = []
+    to_floats = av.AudioResampler("fltp")
+    with av.open(str(path)) as container:
+        for frame in container.decode(audio=0):
+            sound = to_floats.resample(frame)[0].to_ndarray()[0]
+            for sample in np.flatnonzero(np.abs(sound) > 0.3):
+                at = frame.time + sample / frame.sample_rate - start
+                heard += [at] if not heard or at > heard[-1] + 0.5 else []
+    return heard
 
 
 def opencv(path):
@@ -324,3 +388,275 @@ def test_sound_that_is_longer_than_the_pictures_adds_none(tmp_path, suffix):
             file.mux(sound.encode(frame))
         file.mux(sound.encode())
     assert video.probe(path).frames == 48 == len(video.read_video(path))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv", "ts", "flv"])
+def test_frames_are_counted_where_a_header_does_not(tmp_path, suffix):
+    rate = Fraction(30000, 1001)
+    source = encode(tmp_path / "source.mp4", clip(30), rate=rate, options={"bf": "3", "g": "12"})
+    path = remux(source, tmp_path / f"a.{suffix}")
+    found = video.probe(path)
+    assert found.frames == 30 == len(video.read_video(path))
+    assert found.fps == rate and found.times is None
+
+
+def test_a_header_that_counts_more_frames_is_not_believed(tmp_path):
+    path = encode(tmp_path / "a.avi", clip(30), codec="mpeg4")
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, data.index(b"strh") + 40, 60)  # dwLength
+    path.write_bytes(data)
+    assert video.probe(path).frames == 30 == len(video.read_video(path))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+def test_what_an_edit_list_hides_is_not_there(tmp_path, suffix):
+    """As ffmpeg -ss 0.6 -c copy writes it: the frames before are kept, to decode the others."""
+    source = encode(tmp_path / "a.mp4", clip(40), options={"bf": "3", "g": "40"})
+    path = remux(source, tmp_path / f"b.{suffix}", shift=0.6)
+    assert video.probe(path) == video.replace(video.probe(source), frames=25)
+    assert np.array_equal(video.read_video(path), video.read_video(source)[15:])
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv"])
+def test_frames_that_lack_those_they_need_do_not_count(tmp_path, suffix):
+    """A file that begins at an open group of pictures, as one cut from a broadcast does."""
+    options = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:bframes=3:scenecut=0:b-adapt=0"}
+    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), np.uint8)
+    source = encode(tmp_path / f"a.{suffix}", noise, options=options)
+    path = remux(source, tmp_path / f"b.{suffix}", drop=10)
+    with av.open(str(path)) as container:
+        packets = sum(packet.size > 0 for packet in container.demux(video=0))
+    frames = video.read_video(path)
+    assert video.probe(path).frames == len(frames) < packets
+    assert np.array_equal(frames, video.read_video(source)[-len(frames):])
+
+
+def test_packets_that_show_nothing_are_an_error(tmp_path):
+    """The picture in the middle of an mp4 is no picture, so 9 of 10 can be decoded."""
+    path = encode(tmp_path / "a.mp4", clip(10), codec="png", pix_fmt="rgb24")
+    data = path.read_bytes()
+    at = data.index(b"IDAT", len(data) // 2)
+    path.write_bytes(data[:at] + b"XXXX" + data[at + 4 :])
+    with pytest.raises(InputError, match="a.mp4: .*encode it again: ffmpeg -i .*a.mp4"):
+        video.read_video(path)
+
+
+@pytest.mark.parametrize("suffix, tick", [
+    ("mp4", Fraction(1, 600)), ("mkv", Fraction(1, 1000)), ("mov", Fraction(1, 90000)),
+])
+def test_times_of_a_varying_rate_are_kept(tmp_path, suffix, tick):
+    gaps = [20, 20, 40, 20, 100, 60, 20, 60]
+    ticks = [int(at) for at in np.cumsum([0, *gaps])]
+    path = encode(tmp_path / f"a.{suffix}", clip(9), tick=tick, ticks=ticks)
+    found = video.probe(path)
+    assert found.times[:9] == tuple(at * tick for at in ticks)
+    assert found.times[9] > found.times[8]
+    video.write_video(tmp_path / "b.mp4", video.read_video(path), found)
+    assert video.probe(tmp_path / "b.mp4") == found
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        shown = [Fraction(f.pts) * f.time_base for f in container.decode(video=0)]
+    assert shown == list(found.times[:9])
+    video.write_video(tmp_path / "c.mp4", clip(9), found.at_rate(12))
+    constant = video.probe(tmp_path / "c.mp4")
+    assert constant.times is None and constant.fps == 12
+
+
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(24000, 1001), Fraction(30)])
+@pytest.mark.parametrize("suffix, per_second", [
+    ("mp4", 600), ("mkv", 1000), ("ts", 1000), ("ts", 90000),
+])
+def test_rounded_times_are_a_constant_rate(tmp_path, rate, suffix, per_second):
+    ticks = [round(number * per_second / rate) for number in range(60)]
+    tick = Fraction(1, per_second)
+    path = encode(tmp_path / f"a.{suffix}", clip(60, 16, 16), rate=rate, tick=tick, ticks=ticks)
+    found = video.probe(path)
+    assert found.times is None and found.fps == rate
+
+
+def test_a_dropped_frame_is_no_constant_rate(tmp_path):
+    ticks = [number for number in range(30) if number != 20]
+    found = video.probe(encode(tmp_path / "a.mp4", clip(29), ticks=ticks))
+    assert found.times[20] == Fraction(21, 25)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize("turn", [90, 180, 270])
+def test_a_turn_is_read_from_every_container(tmp_path, suffix, turn):
+    frames = clip()
+    upright = video.read_video(encode(tmp_path / f"a.{suffix}", frames))
+    path = encode(tmp_path / f"b.{suffix}", frames, turn=turn)
+    assert np.array_equal(video.read_video(path), np.rot90(upright, turn // 90, (1, 2)))
+
+
+def test_a_turn_by_another_angle_is_refused(tmp_path):
+    path = encode(tmp_path / "a.mp4", clip(), turn=30)
+    for read in (video.probe, video.read_video):
+        with pytest.raises(InputError, match="no quarter turn; write it turned: ffmpeg -i"):
+            read(path)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_the_shape_of_pixels_is_kept(tmp_path, suffix):
+    aspect = Fraction(16, 11)
+    path = encode(tmp_path / f"a.{suffix}", clip(), sample_aspect_ratio=aspect)
+    found = video.probe(path)
+    assert found.pixel_aspect == aspect
+    with video.VideoWriter(tmp_path / "b.mp4", found) as writer:
+        writer.write(clip())
+    assert video.probe(tmp_path / "b.mp4").pixel_aspect == aspect
+    if suffix != "ts":
+        turned = encode(tmp_path / f"c.{suffix}", clip(), sample_aspect_ratio=aspect, turn=90)
+        assert video.probe(turned).pixel_aspect == 1 / aspect
+
+
+@pytest.mark.parametrize("colours, said", [
+    ({"color_trc": 16, "color_primaries": 9, "colorspace": 9}, r"HDR \(PQ\).*tonemap=mobius"),
+    ({"color_trc": 18, "color_primaries": 9, "colorspace": 9}, r"HDR \(HLG\).*tonemap=mobius"),
+    ({"color_trc": 14, "color_primaries": 9, "colorspace": 9}, "BT.2020 .*zscale=p=bt709"),
+    ({"color_trc": 1, "color_primaries": 12, "colorspace": 1}, "Display P3 .*zscale=p=bt709"),
+])
+def test_colours_that_would_come_out_wrong_are_refused_with_what_converts_them(
+    tmp_path, colours, said
+):
+    path = encode(tmp_path / "a.mp4", clip(), pix_fmt="yuv420p10le", **colours)
+    for read in (video.probe, video.read_video):
+        with pytest.raises(InputError, match=f"a.mp4: got {said}.*a.mp4_mended.mp4") as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, settings, error", [
+    ("a.mp4", {"pix_fmt": "yuv420p10le", "colorspace": 1, "color_range": 1}, 1),
+    ("a.mp4", {"pix_fmt": "yuv422p10le", "colorspace": 1, "color_range": 2}, 1),
+    ("a.mp4", {"pix_fmt": "yuv420p", "colorspace": 1, "color_range": 2}, 2),
+    ("a.mov", {"codec": "prores_ks", "pix_fmt": "yuv422p10le", "colorspace": 1}, 1),
+    ("a.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p12le", "colorspace": 1}, 1),
+    ("a.mkv", {"codec": "ffv1", "pix_fmt": "gbrp10le"}, 0),
+    ("a.mov", {"codec": "qtrle", "pix_fmt": "rgb24"}, 0),
+    ("a.gif", {"codec": "gif", "pix_fmt": "bgr8"}, 36),  # its palette has 8 levels of red
+    ("a.mp4", {"codec": "libx264rgb", "pix_fmt": "rgb24"}, 1),
+])
+def test_colours_of_every_kind_of_file_are_right(tmp_path, name, settings, error):
+    patches = np.array([[220, 30, 30], [30, 200, 30], [200, 150, 120], [255, 255, 255]], np.uint8)
+    frames = np.broadcast_to(patches.repeat(32, 0), (2, 32, 128, 3))
+    options = {"crf": "1"} if "264" in settings.get("codec", "libx264") else {}
+    path = encode(tmp_path / name, np.ascontiguousarray(frames), options=options, **settings)
+    found = video.read_video(path)[:, 16, 16::32].astype(int)
+    assert np.abs(found - patches).max() <= error
+
+
+@pytest.mark.parametrize("suffix, settings", [
+    ("mov", {"codec": "qtrle", "pix_fmt": "argb"}),
+    ("mov", {"codec": "png", "pix_fmt": "rgba"}),
+    ("mov", {"codec": "prores_ks", "pix_fmt": "yuva444p10le", "colorspace": 1}),
+    ("webm", {"codec": "libvpx-vp9", "pix_fmt": "yuva420p", "colorspace": 1}),
+])
+def test_transparent_pixels_are_shown_over_black(tmp_path, suffix, settings):
+    frames = np.full((2, 32, 48, 4), (200, 100, 50, 102), np.uint8)
+    path = encode(tmp_path / f"a.{suffix}", frames, **settings)
+    assert np.abs(video.read_video(path).astype(int) - (80, 40, 20)).max() <= 3
+
+
+def test_covers_and_second_pictures_are_not_the_video(tmp_path):
+    small, large = clip(1), clip(1, 480, 640)
+    encode(tmp_path / "a.mp4", small)
+    encode(tmp_path / "cover.mp4", large, codec="png", pix_fmt="rgb24")
+    for name, order in (("b.mp4", ("cover", "a")), ("c.mp4", ("cover",))):
+        with av.open(str(tmp_path / name), "w") as write:
+            for source in order:
+                with av.open(str(tmp_path / f"{source}.mp4")) as read:
+                    copy = write.add_stream_from_template(read.streams.video[0])
+                    copy.disposition = 1 if source == "a" else Disposition.attached_pic
+            for source, copy in zip(order, write.streams, strict=True):
+                with av.open(str(tmp_path / f"{source}.mp4")) as read:
+                    for packet in read.demux(video=0):
+                        packet.stream = copy
+                        write.mux([packet] if packet.size else [])
+    assert video.probe(tmp_path / "b.mp4") == video.probe(tmp_path / "a.mp4")
+    with pytest.raises(InputError, match="no moving picture"):
+        video.probe(tmp_path / "c.mp4")
+
+
+def test_names_of_any_bytes_are_read_and_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = clip()
+    names = [os.fsdecode(b"caf\xe9.mp4"), "%03d.mp4", "a'b\"c.mp4", "a\nb.mp4", "fd:", "-"]
+    for name in names:
+        video.write_video(name, frames, info(frames))
+        assert video.probe(name) == info(frames)
+        data = (tmp_path / name).read_bytes()
+        assert data.index(b"moov") < data.index(b"mdat")  # faststart
+    assert sorted(os.listdir()) == sorted(names)
+
+
+def test_a_playlist_reaches_no_other_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encode(tmp_path / "real.ts", clip())
+    head = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n"
+    files = {
+        "a.ffconcat": "ffconcat version 1.0\nfile real.ts\n",
+        "b.m3u8": f"{head}real.ts\n#EXT-X-ENDLIST\n",
+        "c.m3u8": f"{head}file://{tmp_path}/real.ts\n#EXT-X-ENDLIST\n",
+        "d.m3u8": f"{head}/etc/passwd\n#EXT-X-ENDLIST\n",
+        "e.sdp": "v=0\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    }
+    for name, words in files.items():
+        (tmp_path / name).write_text(words)
+        with pytest.raises(InputError, match=f"{name}: could not be decoded"):
+            video.probe(name)
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    for path in (tmp_path / "a.mp4", tmp_path, "/dev/zero"):
+        with pytest.raises(InputError, match="no regular file"):
+            video.probe(path)
+
+
+def test_tags_in_another_encoding_are_no_obstacle(tmp_path):
+    path = encode(tmp_path / "a.mp4", clip(), metadata={"title": "caf1 caf1"})
+    path.write_bytes(path.read_bytes().replace(b"caf1", b"caf\xe9"))
+    assert video.probe(path).frames == 5
+    assert video.made_of(path) is None
+
+
+@pytest.mark.parametrize("height, width, frames", [(1, 1, 1), (3, 2, 2), (1, 7, 1)])
+def test_the_smallest_videos_come_back(tmp_path, height, width, frames):
+    pixels = np.full((frames, height, width, 3), (200, 30, 40), np.uint8)
+    video.write_video(tmp_path / "a.mp4", pixels, info(pixels))
+    assert video.probe(tmp_path / "a.mp4") == info(pixels)
+    assert np.abs(video.read_video(tmp_path / "a.mp4").astype(int) - pixels).max() <= 3
+
+
+@pytest.mark.parametrize("suffix, codec, copied", [
+    ("mp4", "aac", True), ("ts", "ac3", True), ("mkv", "libopus", True), ("mkv", "flac", True),
+    ("mov", "pcm_s16le", False), ("mkv", "pcm_s16le", False),
+])
+def test_sound_is_carried_over_in_step_and_as_long_as_the_pictures(
+    tmp_path, suffix, codec, copied
+):
+    frames = clip(50, 32, 32)
+    path = encode(tmp_path / f"a.{suffix}", frames, sound=3, sound_codec=codec)
+    assert video.has_audio(path)
+    with video.VideoWriter(tmp_path / "b.mp4", video.probe(path), audio=path) as writer:
+        writer.write(frames[:20])
+        writer.write(frames[20:])
+    heard = beeps_heard(tmp_path / "b.mp4")
+    assert np.allclose(heard[:2], beeps_heard(path)[:2], atol=0.015)
+    with av.open(str(tmp_path / "b.mp4")) as written, av.open(str(path)) as read:
+        sound, source = written.streams.audio[0], read.streams.audio[0]
+        assert abs(sound.duration * sound.time_base - 2) < 0.08
+        assert (sound.codec_context.name == source.codec_context.name) == copied
+    video.write_video(tmp_path / "c.mp4", frames, video.probe(path))
+    assert not video.has_audio(tmp_path / "c.mp4")
+    assert np.array_equal(*(video.read_video(tmp_path / name) for name in ("b.mp4", "c.mp4")))
+
+
+def test_sound_stays_in_step_where_an_edit_list_hides_pictures(tmp_path):
+    source = encode(tmp_path / "a.mp4", clip(75, 32, 32), sound=3, options={"g": "75"})
+    path = remux(source, tmp_path / "b.mp4", shift=0.6)
+    found = video.probe(path)
+    with video.VideoWriter(tmp_path / "c.mp4", found, audio=path) as writer:
+        writer.write(video.read_video(path))
+    assert found.frames == 60
+    assert np.allclose(beeps_heard(tmp_path / "c.mp4"), [0.4, 1.4], atol=0.015)

@@ -18,6 +18,7 @@ import psutil
 
 from utils.cli import InputError, short
 
+WHOLE = "a whole one: make or copy it again"
 TEXT = 2**24  # bytes of a text at most; the index of the real weights has 10**5
 HEAD = 2**14  # bytes that hold an array's header; numpy allows 10,000
 BOMS = {  # byte order marks; UTF-32's begins with UTF-16's
@@ -51,15 +52,15 @@ class Header:
 
 
 @contextlib.contextmanager
-def refused(path, what):
+def refused(path, what, expected=WHOLE):
     """A context in which whatever is raised becomes an InputError that names the file."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:  # what libraries raise for a broken file is anything
-        raise InputError(f"{path}: not a readable {what} ({short(error)}); make or copy it "
-                         "again") from error
+        raise InputError(f"{path}: not a readable {what} ({short(error)}); expected "
+                         f"{expected}") from error
 
 
 def read_text(path, limit=TEXT):
@@ -99,18 +100,18 @@ def names_in_npz(path):
             return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
-def headers(path, names):
+def headers(path, names, expected=WHOLE):
     """{name: Header} of those arrays of an npz that are among `names`; an npy has the first name.
 
     Their numbers are there as far as sizes tell.
     """
-    return _each(path, list(names), _header)
+    return _each(path, list(names), _header, expected)
 
 
-def read(path, found):
+def read(path, found, expected=WHOLE):
     """The arrays {name: array} of what headers() found."""
     check_memory(path, sum(header.nbytes for header in found.values()))
-    return _each(path, list(found), _array)
+    return _each(path, list(found), _array, expected)
 
 
 def map_npy(path, header):
@@ -128,10 +129,10 @@ def check_memory(path, nbytes):
                          f"{free / 2**30:.3g} GiB is free; expected fewer frames or smaller ones")
 
 
-def _each(path, names, take):
+def _each(path, names, take, expected):
     """{name: take(open member, its size in bytes)} of the members of an npz that are there."""
     taken = {}
-    with open(path, "rb") as file, refused(path, ".npy or .npz of numbers"):
+    with open(path, "rb") as file, refused(path, ".npy or .npz", expected):
         if file.read(2) != b"PK":
             size = file.seek(0, io.SEEK_END)
             file.seek(0)

@@ -22,9 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from utils import cogvideox, video
-from utils.cli import InputError
+from utils.cli import InputError, short
+from utils.files import read_json
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SIZES = (  # in a transformer's config.json
+    "sample_frames", "sample_height", "sample_width", "patch_size", "temporal_compression_ratio",
+    "max_text_seq_length", "num_attention_heads", "attention_head_dim", "num_layers",
+)
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 
 
@@ -149,12 +154,11 @@ def check_weights(cls, path):
     """
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("_class_name") != cls.__name__:
-        raise InputError(f"{path}: got a model of class {config.get('_class_name')}; expected "
+        got = short(config.get("_class_name"), 80)
+        raise InputError(f"{path}: got a model of class {got}; expected "
                          f"{cls.__name__}")
     index = path / f"{WEIGHTS}.index.json"
-    names = {WEIGHTS}
-    if index.is_file():
-        names = set(read_json(index)["weight_map"].values())
+    names = files_of_index(index) if index.is_file() else {WEIGHTS}
     for file in sorted(path / name for name in names):
         if not file.is_file():
             raise InputError(f"{file}: no such file; expected it, or {index.name} and its files; "
@@ -166,12 +170,24 @@ def check_weights(cls, path):
             raise InputError(f"{file}: could not be read ({error}); download it again") from error
 
 
-def read_json(path):
-    """The contents of a JSON file; InputError if it is none."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); download it again") from error
+def files_of_index(path):
+    """The names of the weight files in an index; InputError unless all belong beside it."""
+    weight_map = read_json(path).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", name, re.A):
+            raise InputError(f"{path}: got {short(name, 80)!r} in its weight_map; expected names "
+                             "of .safetensors files beside it; download it again")
+    return set(names)
+
+
+def read_size(path, name):
+    """A size in a model's config.json, 1 to 100,000. Raises InputError."""
+    size = read_json(path).get(name)
+    if type(size) is not int or not 0 < size <= 100_000:
+        raise InputError(f"{path}: got {name} {short(size, 80)}; expected a whole number from 1 to "
+                         "100000; download it again")
+    return size
 
 
 def transformer_config(model_path, folder):
@@ -183,15 +199,18 @@ def transformer_config(model_path, folder):
     weights = adapter_weights(folder) if (folder / ADAPTER).is_file() else folder
     config = read_json(weights / "config.json")
     cogvideox.check_transformer(config, folder)
-    channels = read_json(model_path / "vae" / "config.json")["latent_channels"]
+    for name in SIZES:
+        read_size(weights / "config.json", name)
+    channels = read_size(model_path / "vae" / "config.json", "latent_channels")
     expected = {"in_channels": 2 * channels, "out_channels": channels}  # in: noise and conditioning
     encoder = model_path / "text_encoder" / "config.json"
     if encoder.is_file():
-        expected["text_embed_dim"] = read_json(encoder)["d_model"]
+        expected["text_embed_dim"] = read_size(encoder, "d_model")
     for name, value in expected.items():
-        if config.get(name) != value:
-            raise InputError(f"{folder}: got {name} {config.get(name)}; expected {value}, as of "
-                             f"an image-to-video transformer that goes with {model_path}")
+        got = config.get(name)
+        if got != value:
+            raise InputError(f"{folder}: got {name} {short(got, 80)}; expected {value}, as of an "
+                             f"image-to-video transformer that goes with {model_path}")
     return config
 
 
@@ -321,16 +340,16 @@ def load_adapter(transformer, folder):
 
 def adapter_weights(folder):
     """The weights that a LoRA folder belongs to."""
-    try:
-        belongs = json.loads((folder / ADAPTER).read_text())
-        weights = Path(belongs["weights"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / ADAPTER}: got {error}; expected JSON with weights "
-                         "and fingerprint") from error
+    belongs = read_json(folder / ADAPTER, object)
+    names = ("weights", "fingerprint")
+    if not isinstance(belongs, dict) or not all(isinstance(belongs.get(n), str) for n in names):
+        raise InputError(f"{folder / ADAPTER}: got {short(belongs)}; expected JSON with weights "
+                         "and fingerprint, both text")
+    weights = Path(belongs["weights"])
     if not weights.is_dir():
-        raise InputError(f"{folder}: belongs to the weights {weights}, which are not there; if "
-                         f"they moved, correct {ADAPTER}")
-    if fingerprint(weights) != belongs.get("fingerprint"):
+        raise InputError(f"{folder}: belongs to the weights {short(weights)}, which are not there; "
+                         f"if they moved, correct {ADAPTER}")
+    if fingerprint(weights) != belongs["fingerprint"]:
         raise InputError(f"{folder}: {weights} is not what it was trained on; give the folder "
                          f"that it was in {ADAPTER}")
     return weights
@@ -355,7 +374,7 @@ def empty_prompt(model_path, length, dtype):
     places = [model_path / name, user_cache() / by_base / name]
     user = getattr(os, "getuid", str)()
     with FileLock(Path(tempfile.gettempdir()) / f"cognvs_{user}_{by_base}.lock"):
-        found = find_prompt(places, key)
+        found = find_prompt(places, key, length, dtype)
         if found:
             return found
         if key is None:
@@ -365,20 +384,24 @@ def empty_prompt(model_path, length, dtype):
         return embedding, store_prompt(embedding, places, key)
 
 
-def find_prompt(places, key):
+def find_prompt(places, key, length, dtype):
     """(embedding, path) of the first of the files that is there, whole and of this text encoder.
 
-    key: the text encoder's fingerprint, None if it is gone. None if there is no such file.
+    The embedding is [1, length, width], of a torch dtype, and finite. key: the text encoder's
+    fingerprint, None if it is gone. None if there is no such file.
     """
     for place in places:
         if not place.is_file():
             continue
         try:
             with safe_open(place, "pt") as file:
-                if key in (None, file.metadata()["text_encoder"]):
-                    return file.get_tensor("prompt_embeds"), place
+                key_there = (file.metadata() or {}).get("text_encoder")
+                found = file.get_tensor("prompt_embeds")
         except SafetensorError:  # broken: made anew
             continue
+        fits = found.dtype == dtype and found.ndim == 3 and found.shape[:2] == (1, length)
+        if key in (None, key_there) and fits and found.isfinite().all():
+            return found, place
     return None
 
 

@@ -141,7 +141,7 @@ def _fault_of_pose(pose):
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         return f"has the last row {_numbers(pose[3])}"
     off = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if off > TOLERANCE:
+    if not off <= TOLERANCE:  # no number, where numbers are near the largest there are
         return f"is scaled, sheared or no rotation at all: R R^T is off by {off:.3g}"
     if np.linalg.det(rotation) < 0:
         return "is mirrored: its determinant is -1"

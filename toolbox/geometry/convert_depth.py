@@ -422,7 +422,7 @@ def read_raw(args, info):
     if info:
         check_maps(args.input, values.shape, info)
     files.check_memory(args.input, 4 * values.size)
-    with np.errstate(divide="ignore", over="ignore"):
+    with np.errstate(all="ignore"):  # what is no number becomes a hole
         scaled = np.asarray(values, np.float32) * args.scale
         depth = scaled if args.kind == "depth" else 1 / scaled
     return {"depth": depth, "what": f"{args.kind}, {args.scale:g} (--scale) times the number"}

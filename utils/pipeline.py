@@ -369,12 +369,12 @@ def empty_prompt(model_path, length, dtype):
     model_path = Path(model_path).resolve()
     encoder = model_path / "text_encoder"
     key = fingerprint(encoder) if encoder.is_dir() else None
-    name = f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
+    name = prompt_name(length, dtype)
     by_base = hashlib.sha256(str(model_path).encode()).hexdigest()[:16]
     places = [model_path / name, user_cache() / by_base / name]
     user = getattr(os, "getuid", str)()
     with FileLock(Path(tempfile.gettempdir()) / f"cognvs_{user}_{by_base}.lock"):
-        found = find_prompt(places, key, length, dtype)
+        found = find_prompt(places, key)
         if found:
             return found
         if key is None:
@@ -384,11 +384,16 @@ def empty_prompt(model_path, length, dtype):
         return embedding, store_prompt(embedding, places, key)
 
 
-def find_prompt(places, key, length, dtype):
+def prompt_name(length, dtype):
+    """The name of the file that caches the embedding."""
+    return f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
+
+
+def find_prompt(places, key):
     """(embedding, path) of the first of the files that is there, whole and of this text encoder.
 
-    The embedding is [1, length, width], of a torch dtype, and finite. key: the text encoder's
-    fingerprint, None if it is gone. None if there is no such file.
+    The embedding is finite, and what the file's name says. key: the text encoder's fingerprint,
+    None if it is gone. None if there is no such file.
     """
     for place in places:
         if not place.is_file():
@@ -399,8 +404,8 @@ def find_prompt(places, key, length, dtype):
                 found = file.get_tensor("prompt_embeds")
         except SafetensorError:  # broken: made anew
             continue
-        fits = found.dtype == dtype and found.ndim == 3 and found.shape[:2] == (1, length)
-        if key in (None, key_there) and fits and found.isfinite().all():
+        fits = found.ndim == 3 and place.name == prompt_name(found.shape[1], found.dtype)
+        if key in (None, key_there) and fits and len(found) == 1 and found.isfinite().all():
             return found, place
     return None
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from finetune import dataset
 from toolbox import run_all
 from toolbox.geometry import convert_depth
 from utils import files, pipeline, sequence, trajectory
@@ -99,6 +100,9 @@ def test_headers_that_cannot_be_are_refused(tmp_path, name, version):
     path = write_zip(tmp_path / "a.npz", {"c2w.npy": data, "depths.npy": data})
     refused(lambda: trajectory.read_cameras(path, K), path)
     refused(lambda: convert_depth.read_npz(path, "an npz", {"depths": "NHW"}), path)
+    path = write_zip(tmp_path / "b.npz", {"frames.npy": data})
+    with pytest.raises(InputError, match="b.npz"):
+        dataset.check_cameras(path, "render", N)
 
 
 def test_a_header_as_long_as_memory_is_refused(tmp_path):

@@ -59,8 +59,8 @@ def refused(path, what, expected=WHOLE):
     except InputError:
         raise
     except Exception as error:  # what libraries raise for a broken file is anything
-        raise InputError(f"{path}: not a readable {what} ({short(error)}); expected "
-                         f"{expected}") from error
+        why = short(error) or type(error).__name__
+        raise InputError(f"{path}: not a readable {what} ({why}); expected {expected}") from error
 
 
 def read_text(path, limit=TEXT):

@@ -167,7 +167,8 @@ def check_weights(cls, path):
             with safe_open(file, "pt"):
                 pass
         except SafetensorError as error:
-            raise InputError(f"{file}: could not be read ({error}); download it again") from error
+            raise InputError(f"{file}: could not be read ({short(error)}); download it "
+                             "again") from error
 
 
 def files_of_index(path):

@@ -4,6 +4,9 @@ Everything is checked once, when the folder is opened.
 """
 
 import itertools
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -22,8 +25,9 @@ INTRINSICS = "cam_info/megasam_intrinsics.npy"
 C2WS = "cam_info/megasam_c2ws.npy"
 
 # What numpy and json raise for a file that is not what its name says, or is cut off.
-UNREADABLE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError,
-              zipfile.BadZipFile, zlib.error)
+UNREADABLE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, SyntaxError,
+              OverflowError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+              lzma.LZMAError)
 TOLERANCE = 1e-3  # by which a rotation may be none, and a focal length's share of skew
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import struct
 import time
 import tracemalloc
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import save_file
 
 from finetune import dataset
@@ -164,7 +166,7 @@ def test_rotations_whose_squares_are_no_numbers_are_refused():
 def test_json_of_any_depth_is_refused(tmp_path, text):
     for name, read in (("c.json", lambda path: trajectory.read_cameras(path, K)),
                        ("adapter.json", lambda path: pipeline.adapter_weights(path.parent)),
-                       ("config.json", lambda path: pipeline.read_size(path, "d_model"))):
+                       ("config.json", lambda path: pipeline.read_sizes(path, {"d_model": 9}))):
         (tmp_path / name).write_text(text)
         refused(lambda read=read, name=name: read(tmp_path / name), tmp_path / name)
 
@@ -182,13 +184,32 @@ def test_an_index_leads_nowhere_else(tmp_path, name):
     refused(lambda: pipeline.check_weights(cls, folder), index, "weight_map")
 
 
+@pytest.mark.parametrize("file, change", [
+    ("cognvs_ckpt_inpaint/config.json", {"sample_height": 9999, "sample_width": 9999}),
+    ("cognvs_ckpt_inpaint/config.json", {"num_layers": 99999}),
+    ("cognvs_ckpt_inpaint/config.json", {"activation_fn": 1.5}),
+    ("base/vae/config.json", {"sample_height": 1e9}), ("base/vae/config.json", {"act_fn": None}),
+    ("base/vae/config.json", {"latents_mean": "x", "down_block_types": 0}),
+    ("base/scheduler/scheduler_config.json", {"num_train_timesteps": "x"}),
+    ("base/scheduler/scheduler_config.json", {"beta_end": []}),
+])
+def test_a_model_of_a_broken_configuration_is_refused(tmp_path, file, change):
+    shutil.copytree(ROOT / "checkpoints" / "tiny", tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps(config | change))
+    weights = tmp_path / "cognvs_ckpt_inpaint"
+    with pytest.raises(InputError) as error:
+        pipeline.load_pipeline(tmp_path / "base", weights, torch.float32)
+    assert str((tmp_path / file).parent) in str(error.value) and len(str(error.value)) < 400
+
+
 def test_sizes_in_a_configuration_are_sizes(tmp_path):
     for size in (0, -1, 1.5, "7", True, None, 10**9, [1]):
         (tmp_path / "config.json").write_text(json.dumps({"d_model": size}))
-        refused(lambda: pipeline.read_size(tmp_path / "config.json", "d_model"),
+        refused(lambda: pipeline.read_sizes(tmp_path / "config.json", {"d_model": 99}),
                 tmp_path / "config.json", "got d_model")
     (tmp_path / "config.json").write_text('{"d_model": 32}')
-    assert pipeline.read_size(tmp_path / "config.json", "d_model") == 32
+    assert pipeline.read_sizes(tmp_path / "config.json", {"d_model": 99}) == {"d_model": 32}
 
 
 @pytest.mark.parametrize("tensors, metadata", [

@@ -1,7 +1,7 @@
 """Every parser against broken and hostile files: it refuses in one short line, or what it returns
 is right; no other exception, no warning, no memory for what a header merely says, no long wait.
 
-The tests here make the same few hundred files each time. To look for more, with new ones:
+The tests here make the same 1300 files each time. To look for more, with new ones:
 
     FUZZ_EXAMPLES=20000 python -m pytest -c tests/pytest.ini -s tests/test_fuzz.py
 
@@ -244,7 +244,7 @@ def check_path(keys):
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=6), max_size=4),
        st.sampled_from(ENCODINGS), st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
        st.sampled_from([" ", "\t", "\xa0 "]))
-@fuzz(150)
+@fuzz(100)
 def test_texts_are_paths_or_refused(folder, lines, encoding, newline, space):
     path = folder / "p.txt"
     path.write_bytes(newline.join(map(space.join, lines)).encode(encoding, "replace"))
@@ -253,7 +253,7 @@ def test_texts_are_paths_or_refused(folder, lines, encoding, newline, space):
 
 
 @given(mutated([b"0 3 10 20\n0 -2 -8 -6 0 2\n0 0.5\n", "0\t1\r\n2 -3\r\n0 0".encode("utf-16")]))
-@fuzz(150)
+@fuzz(80)
 def test_damaged_paths_are_paths_or_refused(folder, data):
     path = folder / "p.txt"
     path.write_bytes(data)
@@ -266,7 +266,7 @@ NUMBER = st.floats(-1e6, 1e6)
 
 @given(st.tuples(*[st.lists(NUMBER, min_size=1, max_size=9)] * 3), st.sampled_from(ENCODINGS),
        st.sampled_from(["\n", "\r\n", "\r", "\n \n"]), st.sampled_from([" ", "\t", "  "]))
-@fuzz(60)
+@fuzz(40)
 def test_a_path_is_the_same_in_every_encoding(folder, keys, encoding, newline, space):
     path = folder / "p.txt"
     lines = [space.join(map(repr, line)) for line in keys]
@@ -276,7 +276,7 @@ def test_a_path_is_the_same_in_every_encoding(folder, keys, encoding, newline, s
 
 @given(st.sampled_from([*trajectory.PRESETS, "none", ""]), st.sampled_from(["", ":", "::"]),
        st.sampled_from([*WORDS, "1e6", "-1e6"]) | st.floats().map(repr) | st.text(max_size=9))
-@fuzz(200)
+@fuzz(100)
 def test_presets_are_paths_or_refused(name, colon, amount):
     item = name + colon + amount
     keys = judge(lambda: trajectory.preset_keyframes(item), name)
@@ -289,7 +289,7 @@ def test_presets_are_paths_or_refused(name, colon, amount):
 
 
 @given(npys() | mutated([npy(np.ones((N, 4, 4), np.float32)), npz(c2w=np.ones((N, 4, 4)))]))
-@fuzz(250)
+@fuzz(120)
 def test_npys_are_arrays_or_refused(folder, data):
     path = folder / "a.npy"
     path.write_bytes(data)
@@ -315,7 +315,7 @@ def check_cameras(cameras):
 
 
 @given(npys() | zips() | zips(CAMERA_MEMBERS) | mutated([npy(EYE), npz(**CAMERAS), npz(c2w=EYE)]))
-@fuzz(300)
+@fuzz(150)
 def test_camera_arrays_are_cameras_or_refused(folder, data):
     path = folder / "c.npz"
     path.write_bytes(data)
@@ -324,7 +324,7 @@ def test_camera_arrays_are_cameras_or_refused(folder, data):
 
 
 @given(jsons(CAMERA_JSON) | mutated([json.dumps(CAMERA_JSON).encode(), b"[[1, 2], [3, 4]]"]))
-@fuzz(150)
+@fuzz(80)
 def test_camera_json_is_cameras_or_refused(folder, data):
     path = folder / "c.json"
     path.write_bytes(data)
@@ -375,7 +375,7 @@ def arrays_of_formats(draw):
 @given(arrays_of_formats() | mutated(FILES),
        st.sampled_from(["auto", "auto", *convert_depth.ARRAYS]),
        st.sampled_from([None, "depth", "disparity"]))
-@fuzz(150)
+@fuzz(70)
 def test_npz_of_depth_is_depth_or_refused(folder, converted, data, name, kind):
     path = folder / "d.npz"
     path.write_bytes(data)
@@ -404,7 +404,7 @@ SIDES = st.sampled_from([0, 1, H, W, 2**14, 2**16, 2**31 - 1, 2**31])
 
 @given(mutated(GREY) | st.builds(png, SIDES, SIDES, st.sampled_from([1, 8, 16, 3]),
                                  st.sampled_from([0, 2, 3, 4, 6, 9])), st.integers(0, N - 1))
-@fuzz(120)
+@fuzz(50)
 def test_folders_of_pngs_are_depth_or_refused(folder, converted, data, at):
     pngs = folder / "pngs"
     pngs.mkdir(exist_ok=True)
@@ -415,7 +415,7 @@ def test_folders_of_pngs_are_depth_or_refused(folder, converted, data, at):
 
 @given(npys() | mutated([npy(Z), npy(np.asfortranarray(Z.astype(">f2")))]),
        st.sampled_from(["depth", "disparity"]))
-@fuzz(100)
+@fuzz(50)
 def test_npys_of_depth_are_depth_or_refused(folder, converted, data, kind):
     path = folder / "d.npy"
     path.write_bytes(data)
@@ -450,7 +450,7 @@ INDS = st.lists(st.sampled_from([0, 1, 2, 3, 4, 5, -1, 2**62, np.nan, np.inf, 1.
 
 
 @given(st.data())
-@fuzz(120)
+@fuzz(40)
 def test_vipe_folders_are_depth_or_refused(folder, converted, exrs, data):
     maps = list(exrs)
     if data.draw(st.booleans()):
@@ -483,19 +483,19 @@ VAE = json.loads((TINY / "base/vae/config.json").read_text())
 
 
 @given(jsons(CONFIG) | mutated([json.dumps(CONFIG).encode()]))
-@fuzz(150)
+@fuzz(80)
 def test_configurations_of_weights_are_sound_or_refused(model, data):
     weights = model / "cut"
     weights.mkdir(exist_ok=True)
     (weights / "config.json").write_bytes(data)
     config = judge(lambda: pipeline.transformer_config(model / "base", weights), weights)
     if config:
-        assert all(0 < config[name] <= 10**5 for name in pipeline.SIZES)
+        assert all(0 < config[name] <= most for name, most in pipeline.SIZES.items())
         assert config["in_channels"] == 2 * VAE["latent_channels"]
 
 
 @given(jsons(VAE))
-@fuzz(60)
+@fuzz(30)
 def test_configurations_of_a_base_are_sound_or_refused(model, data):
     base = model / "base2"
     shutil.copytree(model / "base", base, dirs_exist_ok=True)
@@ -513,7 +513,7 @@ INDICES = st.dictionaries(st.text(max_size=3), FILE_NAMES | JSON, max_size=2).ma
 
 
 @given(INDICES | jsons(INDEX) | mutated([json.dumps(INDEX).encode()]))
-@fuzz(150)
+@fuzz(80)
 def test_an_index_names_files_beside_it_or_is_refused(model, data):
     index = model / "w" / f"{pipeline.WEIGHTS}.index.json"
     index.write_bytes(data)
@@ -532,7 +532,7 @@ ADAPTER = {"weights": str(TINY / "cognvs_ckpt_inpaint"),
 
 
 @given(jsons(ADAPTER) | mutated([json.dumps(ADAPTER).encode()]))
-@fuzz(100)
+@fuzz(50)
 def test_adapters_name_their_weights_or_are_refused(folder, data):
     lora = folder / "lora"
     lora.mkdir(exist_ok=True)
@@ -557,7 +557,7 @@ PROMPTS.append(safetensors({"other": torch.ones(1, 8, 4)}, KEY))
 
 
 @given(st.sampled_from(PROMPTS) | mutated(PROMPTS), st.sampled_from(["k", None]))
-@fuzz(150)
+@fuzz(80)
 def test_a_cached_prompt_is_right_or_not_taken(folder, data, key):
     path = folder / "empty_prompt_8_float32.safetensors"
     path.write_bytes(data)
@@ -568,7 +568,7 @@ def test_a_cached_prompt_is_right_or_not_taken(folder, data, key):
 
 
 @given(mutated(PROMPTS))
-@fuzz(100)
+@fuzz(50)
 def test_weights_have_a_sound_header_or_are_refused(model, data):
     weights = model / "damaged"
     shutil.copytree(model / "w", weights, dirs_exist_ok=True)
@@ -582,7 +582,7 @@ RECORD = {"made_of": {"train_epochs": "3", "a": 1}, "results": {"eval_render1.mp
 @given(jsons(RECORD) | mutated([json.dumps(RECORD).encode()])
        | st.dictionaries(FILE_NAMES, JSON, max_size=2).map(
            lambda results: json.dumps(RECORD | {"results": results}).encode()))
-@fuzz(150)
+@fuzz(80)
 def test_records_name_results_of_their_folder_or_are_refused(folder, data):
     stage = run_all.Stage("x", folder, {}, [])
     stage.record.write_bytes(data)

@@ -23,13 +23,18 @@ from safetensors.torch import save_file
 
 from utils import cogvideox, video
 from utils.cli import InputError, short
-from utils.files import read_json
+from utils.files import read_json, refused
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SIZES = (  # in a transformer's config.json
-    "sample_frames", "sample_height", "sample_width", "patch_size", "temporal_compression_ratio",
-    "max_text_seq_length", "num_attention_heads", "attention_head_dim", "num_layers",
-)
+SIZES = {  # in a transformer's config.json, and the largest that is taken
+    "sample_frames": 10**5, "sample_height": 10**5, "sample_width": 10**5, "patch_size": 100,
+    "temporal_compression_ratio": 100, "max_text_seq_length": 10**5, "num_layers": 1000,
+    "num_attention_heads": 1000, "attention_head_dim": 1000,
+}
+VAE_SIZES = {  # the same of a VAE
+    "latent_channels": 1000, "sample_height": 10**5, "sample_width": 10**5, "layers_per_block": 100,
+}
+TOKENS = 10**6  # of a clip at most; CogVideoX-5b-I2V has 17,776
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 
 
@@ -182,13 +187,15 @@ def files_of_index(path):
     return set(names)
 
 
-def read_size(path, name):
-    """A size in a model's config.json, 1 to 100,000. Raises InputError."""
-    size = read_json(path).get(name)
-    if type(size) is not int or not 0 < size <= 100_000:
-        raise InputError(f"{path}: got {name} {short(size, 80)}; expected a whole number from 1 to "
-                         "100000; download it again")
-    return size
+def read_sizes(path, most):
+    """The sizes {name: size} in a model's config.json. most: {name: the largest that is taken}."""
+    config = read_json(path)
+    for name, limit in most.items():
+        size = config.get(name)
+        if type(size) is not int or not 0 < size <= limit:
+            raise InputError(f"{path}: got {name} {short(size, 80)}; expected a whole number from "
+                             f"1 to {limit}; download it again")
+    return {name: config[name] for name in most}
 
 
 def transformer_config(model_path, folder):
@@ -200,13 +207,16 @@ def transformer_config(model_path, folder):
     weights = adapter_weights(folder) if (folder / ADAPTER).is_file() else folder
     config = read_json(weights / "config.json")
     cogvideox.check_transformer(config, folder)
-    for name in SIZES:
-        read_size(weights / "config.json", name)
-    channels = read_size(model_path / "vae" / "config.json", "latent_channels")
+    read_sizes(weights / "config.json", SIZES)
+    tokens = sum(cogvideox.count_tokens(config))
+    if tokens > TOKENS:
+        raise InputError(f"{folder}: got a transformer for {tokens:,} tokens; expected at most "
+                         f"{TOKENS:,}; download it again")
+    channels = read_sizes(model_path / "vae" / "config.json", VAE_SIZES)["latent_channels"]
     expected = {"in_channels": 2 * channels, "out_channels": channels}  # in: noise and conditioning
     encoder = model_path / "text_encoder" / "config.json"
     if encoder.is_file():
-        expected["text_embed_dim"] = read_size(encoder, "d_model")
+        expected["text_embed_dim"] = read_sizes(encoder, {"d_model": 10**5})["d_model"]
     for name, value in expected.items():
         got = config.get(name)
         if got != value:
@@ -235,8 +245,9 @@ def load_pipeline(model_path, weights, dtype, device="cpu"):
     """
     model_path = Path(model_path)
     transformer_config(model_path, Path(weights))  # checks that they go together
-    scheduler = CogVideoXDPMScheduler.from_pretrained(model_path / "scheduler",
-                                                      timestep_spacing="trailing")
+    with refused(model_path / "scheduler", "scheduler"):
+        scheduler = CogVideoXDPMScheduler.from_pretrained(model_path / "scheduler",
+                                                          timestep_spacing="trailing")
     if scheduler.config.prediction_type != "v_prediction":
         raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; "
                          "expected CogVideoX's, for v_prediction")
@@ -258,9 +269,9 @@ def load_model(cls, path, dtype):
     try:
         model, report = cls.from_pretrained(path, torch_dtype=dtype, local_files_only=True,
                                             output_loading_info=True)
-    except (ValueError, RuntimeError, KeyError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{path}: could not be loaded: {said}; download it again") from error
+    except Exception as error:  # what a broken configuration raises is anything
+        raise InputError(f"{path}: could not be loaded: {short(error)}; download it "
+                         "again") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(f"{path}: {len(missing)} tensors of its config.json are missing (such as "

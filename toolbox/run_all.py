@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from finetune import checkpoint
-from utils import cli, pipeline, sequence
+from utils import cli, files, pipeline, sequence
 from utils.cli import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -117,9 +117,24 @@ def hashes(folder, names):
 
 
 def read_record(stage):
-    if stage.record.is_file():
-        return json.loads(stage.record.read_text())
-    return {"made_of": {}, "results": {}}
+    """{"made_of": ..., "results": ...} as a stage wrote it, empty if it wrote none yet.
+
+    Raises InputError if it is none: results outside of the folder are none of the stage's.
+    """
+    if not stage.record.is_file():
+        return {"made_of": {}, "results": {}}
+    record = files.read_json(stage.record)
+    made_of, results = record.get("made_of"), record.get("results")
+    if not isinstance(made_of, dict) or not isinstance(results, dict):
+        fault = "without made_of and results"
+    elif bad := [name for name in results if not re.fullmatch(r"\w[\w.-]{0,99}", name)]:
+        fault = f"with the result {cli.short(bad[0], 80)!r}"
+    elif not re.fullmatch(r"\d{1,9}", str(made_of.get("train_epochs", 0)), re.A):
+        fault = f"with train_epochs {cli.short(made_of['train_epochs'], 80)!r}"
+    else:
+        return record
+    raise InputError(f"{stage.record}: got a record {fault}; expected what run_all.sh wrote; "
+                     "delete it, and the stage is made anew")
 
 
 def write_record(stage, results):
@@ -254,7 +269,7 @@ def refuse_other_run(stage):
         problem = "a run that run_all.sh did not begin"
     elif changed := differing(before | {"train_epochs": now["train_epochs"]}, now):
         problem = f"a run with another {' and '.join(changed)} (see {stage.record.name} there)"
-    elif int(now["train_epochs"]) < int(before["train_epochs"]):
+    elif int(now["train_epochs"]) < int(before.get("train_epochs", 0)):
         problem = f"a run of more than --train_epochs {now['train_epochs']}"
     elif changed := differing(record["results"] | hashes(stage.folder, record["results"]),
                               record["results"]):

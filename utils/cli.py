@@ -66,6 +66,13 @@ def said(error):
     return f"{error.filename}: {error.strerror}{hints.get(error.errno, '')}"
 
 
+def short(words, limit=150):
+    """Anything's words in one line of at most so many characters, all of which a terminal shows."""
+    line = " ".join(str(words).split())
+    line = "".join(c if c.isprintable() else "?" for c in line[: limit + 1])
+    return line if len(line) <= limit else f"{line[:limit - 3]}..."
+
+
 @contextlib.contextmanager
 def interruptible():
     """While it is entered, the first Ctrl-C or SIGTERM raises Interrupted in the main thread."""

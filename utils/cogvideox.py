@@ -17,7 +17,7 @@ from diffusers.models.autoencoders import autoencoder_kl_cogvideox as diffusers_
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from utils.cli import InputError
+from utils.cli import InputError, short
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
@@ -35,8 +35,8 @@ def check_transformer(config, name):
     """
     for key in ("patch_size_t", "ofs_embed_dim"):
         if config.get(key) is not None:
-            raise InputError(f"{name}: got a transformer with {key} {config[key]}, as of "
-                             "CogVideoX1.5; expected weights made for CogVideoX-5b-I2V")
+            raise InputError(f"{name}: got a transformer with {key} {short(config[key], 80)}, as "
+                             "of CogVideoX1.5; expected weights made for CogVideoX-5b-I2V")
 
 
 def clip_shape(config, vae_config):

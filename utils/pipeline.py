@@ -22,9 +22,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from utils import cogvideox, video
-from utils.cli import InputError
+from utils.cli import InputError, short
+from utils.files import read_json, refused
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+SIZES = {  # in a transformer's config.json, and the largest that is taken
+    "sample_frames": 10**5, "sample_height": 10**5, "sample_width": 10**5, "patch_size": 100,
+    "temporal_compression_ratio": 100, "max_text_seq_length": 10**5, "num_layers": 1000,
+    "num_attention_heads": 1000, "attention_head_dim": 1000,
+}
+VAE_SIZES = {  # the same of a VAE
+    "latent_channels": 1000, "sample_height": 10**5, "sample_width": 10**5, "layers_per_block": 100,
+}
+TOKENS = 10**6  # of a clip at most; CogVideoX-5b-I2V has 17,776
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 
 
@@ -156,12 +166,11 @@ def check_weights(cls, path):
     """
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("_class_name") != cls.__name__:
-        raise InputError(f"{path}: got a model of class {config.get('_class_name')}; expected "
+        got = short(config.get("_class_name"), 80)
+        raise InputError(f"{path}: got a model of class {got}; expected "
                          f"{cls.__name__}")
     index = path / f"{WEIGHTS}.index.json"
-    names = {WEIGHTS}
-    if index.is_file():
-        names = set(read_json(index)["weight_map"].values())
+    names = files_of_index(index) if index.is_file() else {WEIGHTS}
     for file in sorted(path / name for name in names):
         if not file.is_file():
             raise InputError(f"{file}: no such file; expected it, or {index.name} and its files; "
@@ -170,15 +179,30 @@ def check_weights(cls, path):
             with safe_open(file, "pt"):
                 pass
         except SafetensorError as error:
-            raise InputError(f"{file}: could not be read ({error}); download it again") from error
+            raise InputError(f"{file}: could not be read ({short(error)}); download it "
+                             "again") from error
 
 
-def read_json(path):
-    """The contents of a JSON file; InputError if it is none."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON ({error}); download it again") from error
+def files_of_index(path):
+    """The names of the weight files in an index; InputError unless all belong beside it."""
+    weight_map = read_json(path).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else [weight_map]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]{1,200}\.safetensors", name, re.A):
+            raise InputError(f"{path}: got {short(name, 80)!r} in its weight_map; expected names "
+                             "of .safetensors files beside it; download it again")
+    return set(names)
+
+
+def read_sizes(path, most):
+    """The sizes {name: size} in a model's config.json. most: {name: the largest that is taken}."""
+    config = read_json(path)
+    for name, limit in most.items():
+        size = config.get(name)
+        if type(size) is not int or not 0 < size <= limit:
+            raise InputError(f"{path}: got {name} {short(size, 80)}; expected a whole number from "
+                             f"1 to {limit}; download it again")
+    return {name: config[name] for name in most}
 
 
 def transformer_config(model_path, folder):
@@ -190,15 +214,21 @@ def transformer_config(model_path, folder):
     weights = adapter_weights(folder) if (folder / ADAPTER).is_file() else folder
     config = read_json(weights / "config.json")
     cogvideox.check_transformer(config, folder)
-    channels = read_json(model_path / "vae" / "config.json")["latent_channels"]
+    read_sizes(weights / "config.json", SIZES)
+    tokens = sum(cogvideox.count_tokens(config))
+    if tokens > TOKENS:
+        raise InputError(f"{folder}: got a transformer for {tokens:,} tokens; expected at most "
+                         f"{TOKENS:,}; download it again")
+    channels = read_sizes(model_path / "vae" / "config.json", VAE_SIZES)["latent_channels"]
     expected = {"in_channels": 2 * channels, "out_channels": channels}  # in: noise and conditioning
     encoder = model_path / "text_encoder" / "config.json"
     if encoder.is_file():
-        expected["text_embed_dim"] = read_json(encoder)["d_model"]
+        expected["text_embed_dim"] = read_sizes(encoder, {"d_model": 10**5})["d_model"]
     for name, value in expected.items():
-        if config.get(name) != value:
-            raise InputError(f"{folder}: got {name} {config.get(name)}; expected {value}, as of "
-                             f"an image-to-video transformer that goes with {model_path}")
+        got = config.get(name)
+        if got != value:
+            raise InputError(f"{folder}: got {name} {short(got, 80)}; expected {value}, as of an "
+                             f"image-to-video transformer that goes with {model_path}")
     return config
 
 
@@ -222,8 +252,9 @@ def load_pipeline(model_path, weights, dtype, device="cpu"):
     """
     model_path = Path(model_path)
     transformer_config(model_path, Path(weights))  # checks that they go together
-    scheduler = CogVideoXDPMScheduler.from_pretrained(model_path / "scheduler",
-                                                      timestep_spacing="trailing")
+    with refused(model_path / "scheduler", "scheduler"):
+        scheduler = CogVideoXDPMScheduler.from_pretrained(model_path / "scheduler",
+                                                          timestep_spacing="trailing")
     if scheduler.config.prediction_type != "v_prediction":
         raise InputError(f"{model_path}: got a scheduler for {scheduler.config.prediction_type}; "
                          "expected CogVideoX's, for v_prediction")
@@ -245,9 +276,9 @@ def load_model(cls, path, dtype):
     try:
         model, report = cls.from_pretrained(path, torch_dtype=dtype, local_files_only=True,
                                             output_loading_info=True)
-    except (ValueError, RuntimeError, KeyError) as error:
-        said = " ".join(str(error).split())
-        raise InputError(f"{path}: could not be loaded: {said}; download it again") from error
+    except Exception as error:  # what a broken configuration raises is anything
+        raise InputError(f"{path}: could not be loaded: {short(error)}; download it "
+                         "again") from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise InputError(f"{path}: {len(missing)} tensors of its config.json are missing (such as "
@@ -328,16 +359,16 @@ def load_adapter(transformer, folder):
 
 def adapter_weights(folder):
     """The weights that a LoRA folder belongs to."""
-    try:
-        belongs = json.loads((folder / ADAPTER).read_text())
-        weights = Path(belongs["weights"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / ADAPTER}: got {error}; expected JSON with weights "
-                         "and fingerprint") from error
+    belongs = read_json(folder / ADAPTER, object)
+    names = ("weights", "fingerprint")
+    if not isinstance(belongs, dict) or not all(isinstance(belongs.get(n), str) for n in names):
+        raise InputError(f"{folder / ADAPTER}: got {short(belongs)}; expected JSON with weights "
+                         "and fingerprint, both text")
+    weights = Path(belongs["weights"])
     if not weights.is_dir():
-        raise InputError(f"{folder}: belongs to the weights {weights}, which are not there; if "
-                         f"they moved, correct {ADAPTER}")
-    if fingerprint(weights) != belongs.get("fingerprint"):
+        raise InputError(f"{folder}: belongs to the weights {short(weights)}, which are not there; "
+                         f"if they moved, correct {ADAPTER}")
+    if fingerprint(weights) != belongs["fingerprint"]:
         raise InputError(f"{folder}: {weights} is not what it was trained on; give the folder "
                          f"that it was in {ADAPTER}")
     return weights
@@ -357,7 +388,7 @@ def empty_prompt(model_path, length, dtype):
     model_path = Path(model_path).resolve()
     encoder = model_path / "text_encoder"
     key = fingerprint(encoder) if encoder.is_dir() else None
-    name = f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
+    name = prompt_name(length, dtype)
     by_base = hashlib.sha256(str(model_path).encode()).hexdigest()[:16]
     places = [model_path / name]
     if cache := user_cache():
@@ -374,10 +405,16 @@ def empty_prompt(model_path, length, dtype):
         return embedding, store_prompt(embedding, places, key)
 
 
+def prompt_name(length, dtype):
+    """The name of the file that caches the embedding."""
+    return f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
+
+
 def find_prompt(places, key):
     """(embedding, path) of the first of the files that is there, whole and of this text encoder.
 
-    key: the text encoder's fingerprint, None if it is gone. None if there is no such file.
+    The embedding is finite, and what the file's name says. key: the text encoder's fingerprint,
+    None if it is gone. None if there is no such file.
     """
     for place in places:
         if not place.is_file():
@@ -386,10 +423,13 @@ def find_prompt(places, key):
             pass
         try:
             with safe_open(place, "pt") as file:
-                if key in (None, file.metadata()["text_encoder"]):
-                    return file.get_tensor("prompt_embeds"), place
+                key_there = (file.metadata() or {}).get("text_encoder")
+                found = file.get_tensor("prompt_embeds")
         except SafetensorError:  # broken: made anew
             continue
+        fits = found.ndim == 3 and place.name == prompt_name(found.shape[1], found.dtype)
+        if key in (None, key_there) and fits and len(found) == 1 and found.isfinite().all():
+            return found, place
     return None
 
 

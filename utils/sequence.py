@@ -4,6 +4,9 @@ Everything is checked once, when the folder is opened.
 """
 
 import itertools
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils import geometry, video
+from utils import cli, files, geometry, video
 from utils.cli import InputError
 
 DEPTH = "cam_info/megasam_depth.npy"
@@ -22,8 +25,9 @@ INTRINSICS = "cam_info/megasam_intrinsics.npy"
 C2WS = "cam_info/megasam_c2ws.npy"
 
 # What numpy and json raise for a file that is not what its name says, or is cut off.
-UNREADABLE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError,
-              zipfile.BadZipFile, zlib.error)
+UNREADABLE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, SyntaxError,
+              OverflowError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+              lzma.LZMAError)
 TOLERANCE = 1e-3  # by which a rotation may be none, and a focal length's share of skew
 
 
@@ -88,24 +92,21 @@ def load_array(path, shapes):
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file (file flags are relative to the sequence folder)")
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable .npy of numbers ({error})") from error
-    if not isinstance(array, np.ndarray):
-        names = ", ".join(array.files)
-        raise InputError(f"{path}: got an npz of {names}; expected an .npy of numbers")
-    fits = any(_has_shape(array, shape) for shape in shapes)
-    if not fits or array.dtype.kind not in "fiu" or array.size == 0:
+    names = files.names_in_npz(path)
+    if names is not None:
+        raise InputError(f"{path}: got an npz of {cli.short(', '.join(names))}; expected an .npy "
+                         "of numbers")
+    header = files.headers(path, ["npy"])["npy"]
+    fits = any(_has_shape(header.shape, shape) for shape in shapes)
+    if not fits or not header.numeric or header.nbytes == 0:
         expected = " or ".join(str(shape) for shape in shapes).replace("None", "any")
-        raise InputError(f"{path}: got {array.dtype} of shape {array.shape}; expected numbers of "
-                         f"shape {expected}")
-    return array
+        raise InputError(f"{path}: got {header}; expected numbers of shape {expected}")
+    return files.map_npy(path, header)
 
 
-def _has_shape(array, shape):
-    filled = [got if size is None else size for size, got in zip(shape, array.shape, strict=False)]
-    return array.ndim == len(shape) and array.shape == tuple(filled)
+def _has_shape(got, shape):
+    filled = [have if size is None else size for size, have in zip(shape, got, strict=False)]
+    return len(got) == len(shape) and got == tuple(filled)
 
 
 def half_if_exact(depth):
@@ -144,7 +145,7 @@ def _fault_of_pose(pose):
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         return f"has the last row {_numbers(pose[3])}"
     off = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if off > TOLERANCE:
+    if not off <= TOLERANCE:  # no number, where numbers are near the largest there are
         return f"is scaled, sheared or no rotation at all: R R^T is off by {off:.3g}"
     if np.linalg.det(rotation) < 0:
         return "is mirrored: its determinant is -1"

@@ -11,18 +11,19 @@ lists, {"phi": [...], "theta": [...], "r": [...]}; an axis that is not there sta
 add "zoom", factors of the focal length, and "frozen": time stands still at the middle frame.
 """
 
-import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from scipy.interpolate import UnivariateSpline
 
-from utils import sequence
+from utils import cli, files, sequence
 from utils.cli import InputError
 
 AXES = ("phi", "theta", "r")
+MOST_KEYS = 1000  # of an axis: the spline takes seconds for 10,000
+SHAPES = {"c2w": (4, 4), "intrinsics": (3, 3), "frames": ()}  # in camera files, of each frame
+FAR = 1e6  # of a key: with numbers near the largest there are, cameras are not finite
 RANGES = {"phi": 15, "theta": 10, "r": 0.1}  # of random training paths, to both sides
 TURN = np.linspace(0, 2 * np.pi, 9)
 SPIRAL_RIGHT = np.sin(TURN)
@@ -67,18 +68,19 @@ def read_keyframes(path):
 
     They are phi and theta in degrees and r in fractions of the radius. Raises InputError.
     """
-    expected = "expected three lines of finite numbers: phi, theta (degrees), r (of the radius)"
-    keys = []
+    expected = (f"expected three lines of up to {MOST_KEYS} finite numbers: phi, theta (degrees), "
+                "r (of the radius)")
+    lines = [line.split() for line in files.read_text(path, 2**16).splitlines() if line.strip()]
+    if len(lines) != 3:
+        raise InputError(f"{path}: got {len(lines)} lines; {expected}")
+    if max(map(len, lines)) > MOST_KEYS:
+        raise InputError(f"{path}: got a line of {max(map(len, lines))} numbers; {expected}")
     try:
-        for line in Path(path).read_text().splitlines():
-            if line.strip():
-                keys.append([float(number) for number in line.split()])
+        keys = [list(map(float, line)) for line in lines]
     except ValueError as error:
-        raise InputError(f"{path}: {error}; {expected}") from error
-    if len(keys) != 3:
-        raise InputError(f"{path}: got {len(keys)} lines; {expected}")
-    if not np.isfinite(np.concatenate(keys)).all():
-        raise InputError(f"{path}: got numbers that are not finite; {expected}")
+        raise InputError(f"{path}: {cli.short(error)}; {expected}") from error
+    if not (np.abs(np.concatenate(keys)) <= FAR).all():
+        raise InputError(f"{path}: got numbers that are not finite, or beyond {FAR:g}; {expected}")
     return dict(zip(AXES, keys, strict=True))
 
 
@@ -166,8 +168,10 @@ def preset_keyframes(item):
         value = float(amount) if colon else usual
     except ValueError:
         value = np.nan
-    if not np.isfinite(value):
-        raise InputError(f"--trajs {item}: got the amount {amount!r}; expected a number of {unit}")
+    item = cli.short(item, 80)
+    if not abs(value) <= FAR:
+        raise InputError(f"--trajs {item}: got the amount {cli.short(amount, 80)!r}; expected a "
+                         f"number of {unit}, up to {FAR:g}")
     keys = keyframes(value)
     factor = min(keys.get("zoom", [1]))
     if factor <= 0:
@@ -205,21 +209,17 @@ def read_cameras(path, intrinsics):
     pixels of the video, and frames (N,). Raises InputError.
     """
     count = len(intrinsics)
-    found = {"intrinsics": intrinsics, "frames": np.arange(count)}
-    found |= _read_arrays(path)
-    if "c2w" not in found:
-        raise InputError(f"{path}: has no c2w; expected c2w (4, 4) or (N, 4, 4)")
-    c2w = _one_a_frame(path, "c2w", found["c2w"], (4, 4), count)
-    k = _one_a_frame(path, "intrinsics", found["intrinsics"], (3, 3), count)
-    sequence.check_poses(f"{path}: c2w", c2w)
-    sequence.check_intrinsics(f"{path}: intrinsics", k)
+    in_order = np.arange(count)
+    found = {"intrinsics": intrinsics, "frames": in_order} | _read_arrays(path, count)
+    for name, shape in SHAPES.items():
+        found[name] = np.broadcast_to(found[name].astype(np.float64), (count, *shape))
+    sequence.check_poses(f"{path}: c2w", found["c2w"])
+    sequence.check_intrinsics(f"{path}: intrinsics", found["intrinsics"])
     frames = found["frames"]
-    in_order = np.array_equal(frames, np.arange(count))
-    still = frames.shape == (count,) and (frames == frames[0]).all() and frames[0] in range(count)
-    if not in_order and not still:
-        raise InputError(f"{path}: frames must be 0 to {count - 1}, or one frame number {count} "
-                         "times")
-    return Cameras(c2w, k, frames.astype(int))
+    still = (frames == frames[0]).all() and frames[0] in in_order
+    if not still and not np.array_equal(frames, in_order):
+        raise InputError(f"{path}: {_expected_frames(count)}")
+    return Cameras(found["c2w"], found["intrinsics"], frames.astype(int))
 
 
 def write_cameras(path, cameras):
@@ -230,25 +230,39 @@ def write_cameras(path, cameras):
     part.replace(path)
 
 
-def _read_arrays(path):
-    """The arrays c2w, intrinsics and frames of a camera file, as far as they are there."""
-    try:
-        if path.suffix == ".json":
-            data = json.loads(path.read_text())
-        else:
-            data = np.load(path, allow_pickle=False)
-        if not hasattr(data, "keys"):
-            data = {"c2w": data}
-        names = [name for name in ("c2w", "intrinsics", "frames") if name in data]
-        return {name: np.array(data[name]) for name in names}
-    except sequence.UNREADABLE as error:
-        raise InputError(f"{path}: not readable ({error}); expected an npy, npz or json with c2w "
-                         "(4, 4) or (N, 4, 4)") from error
+def _read_arrays(path, count):
+    """The arrays of a camera file for `count` frames that are there, numbers of the right shape."""
+    if path.suffix == ".json":
+        there = _json_arrays(path)
+    else:
+        there = files.headers(path, SHAPES)
+    if "c2w" not in there:
+        raise InputError(f"{path}: has no c2w; expected c2w (4, 4) or (N, 4, 4)")
+    for name, array in there.items():
+        _check_shape(path, name, array, count)
+    return there if path.suffix == ".json" else files.read(path, there)
 
 
-def _one_a_frame(path, name, array, shape, count):
-    """Numbers of `shape`, or one such a frame, as float64 [count, *shape]."""
-    if array.dtype.kind not in "fiu" or array.shape not in (shape, (count, *shape)):
-        raise InputError(f"{path}: {name} is {array.dtype} of shape {array.shape}; expected "
-                         f"numbers of shape {shape}, or {(count, *shape)} for the {count} frames")
-    return np.broadcast_to(array.astype(np.float64), (count, *shape))
+def _json_arrays(path):
+    data = files.read_json(path, object)
+    if not isinstance(data, dict):
+        data = {"c2w": data}
+    with files.refused(path, "JSON of arrays"):
+        return {name: np.array(data[name]) for name in SHAPES if name in data}
+
+
+def _check_shape(path, name, array, count):
+    """InputError unless an array, or its header, is of numbers and of one of its shapes."""
+    one = SHAPES[name]
+    shapes = (count, *one), one or (count,)
+    if array.dtype.kind in "fiu" and array.shape in shapes:
+        return
+    if name == "frames":
+        raise InputError(f"{path}: {_expected_frames(count)}")
+    raise InputError(f"{path}: {name} is {cli.short(array.dtype, 60)} of shape "
+                     f"{cli.short(array.shape, 60)}; expected numbers of shape {one}, or "
+                     f"{shapes[0]} for the {count} frames")
+
+
+def _expected_frames(count):
+    return f"frames must be 0 to {count - 1}, or one frame number {count} times"

@@ -29,11 +29,11 @@ import zipfile
 from fractions import Fraction
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import cli, geometry, sequence, video
+from utils import cli, files, geometry, sequence, video
 from utils.cli import InputError
 
 # Axes of each array of an npz: a letter stands for one size in the whole file, a digit for itself.
@@ -51,6 +51,10 @@ FLAGS_OF_FORMAT = {
     "raw": ("kind", "scale"),
 }
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4")
+LARGER = 8  # times; a depth map is at most so much wider than the video
+MOST_FRAMES = 100_000  # where no video says how many there are
+EXR_BYTES = 2**28  # of one depth map, 8192 x 8192
+FAR = 1e30  # of a disparity; with numbers near the largest there are, depth is not finite
 GAP = 8  # frames; a missing frame takes the values of a known one at most this far away
 
 
@@ -108,8 +112,8 @@ def detect(path):
         if names == list(arrays) or (len(arrays) > 1 and arrays.keys() <= set(names)):
             return format_name
         known.append(f"npz of {', '.join(arrays)} ({format_name})")
-    raise InputError(f"{path}: found {', '.join(names[:8]) or 'nothing'}; expected one of: "
-                     f"{'; '.join(known)}; folder with depth, pose and intrinsics (vipe); "
+    raise InputError(f"{path}: found {cli.short(', '.join(names), 60) or 'nothing'}; expected one "
+                     f"of: {'; '.join(known)}; folder with depth, pose and intrinsics (vipe); "
                      "folder of PNGs, npy or video (raw)")
 
 
@@ -117,33 +121,34 @@ def names_in(path):
     """The names of a folder's files or of an npz's arrays, or else the file's own name."""
     if path.is_dir():
         return sorted(file.name for file in path.iterdir())
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            return [name.removesuffix(".npy") for name in file.namelist()]
-    return [path.name]
+    names = files.names_in_npz(path)
+    return [path.name] if names is None else names
 
 
 # Reading npz files
 
 
-def read_npz(path, whose, axes_of):
+def read_npz(path, whose, axes_of, info=None):
     """The arrays {name: array} of an npz that are named in axes_of, whose axes are as in ARRAYS.
 
-    Never unpickles. Raises InputError for other shapes and for what are not numbers.
+    InputError, before they are read, for other shapes, for what are not numbers, and for depth maps
+    that are not those of the video that `info` is of.
     """
     texts = [f"{name} [{','.join(axes)}]" for name, axes in axes_of.items()]
     expected = f"expected {whose}: {', '.join(texts)}"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in axes_of}
-    except sequence.UNREADABLE as error:
-        raise InputError(f"{path}: {error}; {expected}") from error
+    found = files.headers(path, axes_of, expected)
+    missing = [name for name in axes_of if name not in found]
+    if missing:
+        raise InputError(f"{path}: has no {' and no '.join(missing)}; {expected}")
     sizes = {}
-    for name, array in arrays.items():
-        numbers = array.dtype.kind in "fiu" and array.size > 0
-        if not numbers or not has_axes(array.shape, axes_of[name], sizes):
-            raise InputError(f"{path}: {name} is {array.dtype} of shape {array.shape}; {expected}")
-    return arrays
+    for name, header in found.items():
+        numbers = header.numeric and header.nbytes > 0
+        if not numbers or not has_axes(header.shape, axes_of[name], sizes):
+            raise InputError(f"{path}: {name} is {header}; {expected}")
+    if info:
+        check_maps(path, [sizes[axis] for axis in "NHW"], info)
+    check_indices(path, [sizes["N"] - 1], MOST_FRAMES)
+    return files.read(path, found, expected)
 
 
 def has_axes(shape, axes, sizes):
@@ -157,13 +162,38 @@ def has_axes(shape, axes, sizes):
     return True
 
 
+def check_maps(path, shape, info):
+    """InputError unless depth maps of `shape`, [N, h, w], are of a video's length and picture."""
+    if shape[0] != info.frames:
+        raise InputError(f"{path}: got {shape[0]} depth maps; expected {info.frames}, one for "
+                         "each frame of gt_rgb.mp4")
+    check_map(path, shape[2], shape[1], info)
+
+
+def check_map(path, width, height, info):
+    """InputError unless a depth map is of a video's picture, and not many times its size."""
+    geometry.check_shape(path, (width, height), (info.width, info.height))
+    if width > LARGER * info.width:
+        raise InputError(f"{path}: got depth maps of {width} x {height} for a video of "
+                         f"{info.width} x {info.height}; expected at most {LARGER} times its width")
+
+
+def check_indices(path, indices, frames):
+    """InputError unless all frame indices are those of a video of so many frames."""
+    low, high = min(indices, default=0), max(indices, default=0)
+    if low < 0 or high >= frames:
+        raise InputError(f"{path}: has {len(indices)} frames ({cli.short(low, 30)} to "
+                         f"{cli.short(high, 30)}) for a video of {frames}; expected 0 to "
+                         f"{frames - 1}")
+
+
 # The readers. Each takes args and the VideoInfo of gt_rgb.mp4 (None if it is not there), and
 # returns depth [N, h, w], `what` it is in words and, where there are any, k ([3, 3] or [N, 3, 3],
 # pixels of the depth maps), c2w ([N, 4, 4], OpenCV) and images (uint8 [N, H, W, 3]).
 
 
 def read_megasam(args, info):
-    arrays = read_npz(args.input, "MegaSAM's npz", ARRAYS["megasam"])
+    arrays = read_npz(args.input, "MegaSAM's npz", ARRAYS["megasam"], info)
     images = arrays["images"]
     if images.dtype != np.uint8:
         raise InputError(f"{args.input}: images are {images.dtype}; expected uint8")
@@ -181,7 +211,11 @@ def disparity_range(path, disparity):
     finite = disparity[np.isfinite(disparity)]
     if not finite.size or finite.min() == finite.max():
         raise InputError(f"{path}: got no two different finite numbers; expected disparity")
-    return float(finite.min()), float(finite.max())
+    low, high = float(finite.min()), float(finite.max())
+    if max(-low, high) > FAR:
+        raise InputError(f"{path}: got numbers from {low:.4g} to {high:.4g}; expected disparity, "
+                         f"at most {FAR:g}")
+    return low, high
 
 
 def from_relative(args, disparity, low, high):
@@ -193,7 +227,7 @@ def from_relative(args, disparity, low, high):
 
 
 def read_depthcrafter(args, info):
-    values = read_npz(args.input, "DepthCrafter's npz", ARRAYS["depthcrafter"])["depth"]
+    values = read_npz(args.input, "DepthCrafter's npz", ARRAYS["depthcrafter"], info)["depth"]
     low, high = disparity_range(args.input, values)
     # Min-max normalisation gives 0 and 1, unless frames were taken out after it.
     whole = low < 1e-3 and high > 1 - 1e-3
@@ -211,7 +245,7 @@ def read_video_depth_anything(args, info):
                          "give --kind depth if it was made with --metric (metres, far = high), "
                          "else --kind disparity (near = high)")
     axes_of = ARRAYS["video_depth_anything"]
-    values = read_npz(args.input, "Video-Depth-Anything's npz", axes_of)["depths"]
+    values = read_npz(args.input, "Video-Depth-Anything's npz", axes_of, info)["depths"]
     if args.kind == "depth":
         return {"depth": values, "what": "depth in metres"}
     low, high = disparity_range(args.input, values)
@@ -219,7 +253,7 @@ def read_video_depth_anything(args, info):
 
 
 def read_depth_anything_3(args, info):
-    arrays = read_npz(args.input, "Depth-Anything-3's npz", ARRAYS["depth_anything_3"])
+    arrays = read_npz(args.input, "Depth-Anything-3's npz", ARRAYS["depth_anything_3"], info)
     w2c = arrays["extrinsics"].astype(np.float64)
     c2w = np.tile(np.eye(4), (len(w2c), 1, 1))
     c2w[:, :3, :3] = w2c[:, :, :3].transpose(0, 2, 1)
@@ -239,9 +273,9 @@ def read_vipe(args, info):
     pose_path = base / f"pose/{clip}.npz"
     lens_path = base / f"intrinsics/{clip}.npz"
     rgb_path = base / f"rgb/{clip}.mp4"
-    maps = read_exrs(depth_zip)
-    poses = read_vipe_table(pose_path, "N44")
-    lenses = read_vipe_table(lens_path, "N4")  # fx, fy, cx, cy
+    maps = read_exrs(depth_zip, info)
+    poses = read_vipe_table(pose_path, "N44", info)
+    lenses = read_vipe_table(lens_path, "N4", info)  # fx, fy, cx, cy
     frames = info.frames if info else max([*maps, *poses, *lenses]) + 1
 
     depth = one_for_each_frame(depth_zip, maps, frames)
@@ -266,7 +300,7 @@ def find_vipe_zip(path):
     return zips[0]
 
 
-def read_exrs(path):
+def read_exrs(path, info):
     """Depth maps of a ViPE zip, {frame index: [h, w]}, without those that hold no depth."""
     try:
         from OpenEXR import File
@@ -274,65 +308,99 @@ def read_exrs(path):
         raise InputError(f"{path}: ViPE's depth is OpenEXR; to read it, "
                          'pip install "OpenEXR>=3.3"') from error
     maps = {}
-    with zipfile.ZipFile(path) as file, tempfile.TemporaryDirectory() as folder:
+    with (
+        files.refused(path, "zip of depth maps"),
+        zipfile.ZipFile(path) as archive,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        members = find_exrs(path, archive, info)
         exr = Path(folder) / "z.exr"  # OpenEXR before 3.5 reads files only
-        for name in file.namelist():
-            if not re.fullmatch(r"\d+\.exr", name):
-                continue
+        for index, member in members.items():
             try:
-                exr.write_bytes(file.read(name))
+                exr.write_bytes(archive.read(member))
+                check_exr(path, File(str(exr), header_only=True).header(), info, len(members))
                 z = File(str(exr), separate_channels=True).channels()["Z"].pixels
-            except sequence.UNREADABLE:
+            except InputError:
+                raise
+            except Exception:  # what broken files raise is anything
                 continue  # one_for_each_frame counts it as missing, and says so
             if (np.isfinite(z) & (z > 0)).any():
-                maps[int(name.removesuffix(".exr"))] = z
+                maps[index] = z
     if len({z.shape for z in maps.values()}) != 1:
         raise InputError(f"{path}: got {len(maps)} readable depth maps; expected INDEX.exr, "
                          "channel Z, all of one size")
     return maps
 
 
-def read_vipe_table(path, axes):
+def find_exrs(path, archive, info):
+    """The members {frame index: ZipInfo} of an open zip that may be depth maps."""
+    members = {}
+    for member in archive.infolist():
+        match = re.fullmatch(r"(\d{1,9})\.exr", member.filename)
+        if match and member.file_size <= EXR_BYTES:
+            members[int(match[1])] = member
+    check_indices(path, members, info.frames if info else MOST_FRAMES)
+    return members
+
+
+def check_exr(path, header, info, count):
+    """InputError unless an EXR's header is that of one of `count` depth maps of a video."""
+    low, high = header["dataWindow"]
+    width, height = (high.astype(int) - low + 1).tolist()
+    if info:
+        check_map(path, width, height, info)
+    files.check_memory(path, 4 * width * height * (count + len(header["channels"])))
+
+
+def read_vipe_table(path, axes, info):
     """Rows of a ViPE npz, {frame index: float64 row}, without those that are not finite."""
     axes_of = {"data": axes, "inds": "N"}
     table = read_npz(path, "ViPE's npz of a pinhole camera", axes_of)
+    with np.errstate(invalid="ignore"):
+        indices = table["inds"].astype(np.int64)
+    if not np.array_equal(indices, table["inds"]):
+        raise InputError(f"{path}: inds are not whole numbers; expected indices of frames")
+    check_indices(path, indices.tolist(), info.frames if info else MOST_FRAMES)
     rows = {}
-    for index, row in zip(table["inds"].tolist(), table["data"].astype(np.float64), strict=True):
+    for index, row in zip(indices.tolist(), table["data"].astype(np.float64), strict=True):
         if np.isfinite(row).all():
-            rows[int(index)] = row
+            rows[index] = row
     return rows
 
 
 def one_for_each_frame(path, known, frames):
     """{frame index: array} to [frames, ...]; a missing frame takes the nearest one's array."""
     indices = np.array(sorted(known), int)
-    distance = np.abs(indices - np.arange(frames)[:, None])  # [frames, len(known)]
-    far = distance.min(axis=1, initial=frames) > GAP
-    if not known or far.any() or indices[-1] >= frames:
+    wanted = np.arange(frames)
+    nearest = np.full(frames, -GAP - 1)
+    if known:
+        nearest = indices[np.searchsorted((indices[1:] + indices[:-1]) // 2, wanted)]
+    if (np.abs(nearest - wanted) > GAP).any():
         span = f" ({min(known)} to {max(known)})" if known else ""
         raise InputError(f"{path}: has {len(known)} frames{span} for a video of {frames}; expected "
                          f"all, or one within {GAP} frames of each that is missing")
     if len(known) < frames:
         print(f"note: {path}: {frames - len(known)} of {frames} frames are missing; each takes "
               "the nearest one's")
-    nearest = indices[distance.argmin(axis=1)]
     return np.stack([known[index] for index in nearest.tolist()])
 
 
-def read_pngs(folder):
+def read_pngs(folder, info):
     """The 16-bit PNGs of a folder, in order of the numbers in their names, uint16 [N, h, w]."""
-    images = []
-    for path in sorted(folder.iterdir(), key=by_numbers):
-        if path.suffix.lower() != ".png":
-            continue
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-        got = "nothing readable" if image is None else f"{image.dtype} of shape {image.shape}"
-        grey16 = image is not None and image.dtype == np.uint16 and image.ndim == 2
-        if not grey16 or (images and image.shape != images[0].shape):
-            raise InputError(f"{path}: got {got}; expected 16-bit grey PNGs, all of one size")
-        images.append(image)
-    if not images:
+    paths = [path for path in folder.iterdir() if path.suffix.lower() == ".png"]
+    if not paths:
         raise InputError(f"{folder}: got no PNG; expected 16-bit grey PNGs")
+    images = []
+    for path in sorted(paths, key=by_numbers):
+        with files.refused(path, "16-bit grey PNG"), Image.open(path, formats=["PNG"]) as png:
+            if info:
+                check_maps(path, (len(paths), png.height, png.width), info)
+            files.check_memory(path, 2 * png.height * png.width * (len(paths) - len(images)))
+            image = np.asarray(png)
+        if image.dtype != np.uint16 or (images and image.shape != images[0].shape):
+            raise InputError(f"{path}: got {image.dtype} of shape {image.shape}; expected 16-bit "
+                             "grey PNGs, all of one size")
+        images.append(image)
     return np.stack(images)
 
 
@@ -348,10 +416,13 @@ def read_raw(args, info):
     if args.input.suffix == ".npy":
         values = sequence.load_array(args.input, [(None, None, None)])
     elif args.input.is_dir():
-        values = read_pngs(args.input)
+        values = read_pngs(args.input, info)
     else:
         values = video.read_grey16(args.input)
-    with np.errstate(divide="ignore", over="ignore"):
+    if info:
+        check_maps(args.input, values.shape, info)
+    files.check_memory(args.input, 4 * values.size)
+    with np.errstate(all="ignore"):  # what is no number becomes a hole
         scaled = np.asarray(values, np.float32) * args.scale
         depth = scaled if args.kind == "depth" else 1 / scaled
     return {"depth": depth, "what": f"{args.kind}, {args.scale:g} (--scale) times the number"}
@@ -388,12 +459,9 @@ def check_found(args, depth, found, info):
     """
     path = args.input
     size = depth.shape[:0:-1]
-    if info and len(depth) != info.frames:
-        raise InputError(f"{path}: got {len(depth)} depth maps; expected {info.frames}, one for "
-                         "each frame of gt_rgb.mp4")
     images = found.get("images")
     if info:
-        geometry.check_shape(path, size, (info.width, info.height))
+        check_maps(path, depth.shape, info)
     elif images is not None:
         info = video.VideoInfo(*images.shape[:3], args.fps)
     if "k" in found:

@@ -350,19 +350,24 @@ def empty_prompt(model_path, length, dtype):
     model_path = Path(model_path).resolve()
     encoder = model_path / "text_encoder"
     key = fingerprint(encoder) if encoder.is_dir() else None
-    name = f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
-    by_base = hashlib.sha256(str(model_path).encode()).hexdigest()[:16]
-    places = [model_path / name, user_cache() / by_base / name]
+    places = prompt_places(model_path, length, dtype)
     user = getattr(os, "getuid", str)()
-    with FileLock(Path(tempfile.gettempdir()) / f"cognvs_{user}_{by_base}.lock"):
+    with FileLock(Path(tempfile.gettempdir()) / f"cognvs_{user}_{places[1].parent.name}.lock"):
         found = find_prompt(places, key)
         if found:
             return found
         if key is None:
-            raise InputError(f"{encoder}: no such folder, and no {name} beside it; expected the "
-                             "base's text encoder")
+            raise InputError(f"{encoder}: no such folder, and no {places[0].name} beside it; "
+                             "expected the base's text encoder")
         embedding = encode_empty_prompt(model_path, length, dtype)
         return embedding, store_prompt(embedding, places, key)
+
+
+def prompt_places(model_path, length, dtype):
+    """The files that may cache the embedding, of a resolved path: beside the base, the user's."""
+    name = f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
+    by_base = hashlib.sha256(str(model_path).encode()).hexdigest()[:16]
+    return [model_path / name, user_cache() / by_base / name]
 
 
 def find_prompt(places, key):

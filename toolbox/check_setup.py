@@ -45,7 +45,7 @@ class Report:
     def line(self, label, text, mark=""):
         if self.home not in ("", "~"):
             text = text.replace(f"{self.home}/", "~/")
-        text = f"{mark:6}{label:17} {text}"
+        text = f"{mark:6}{label:18} {text}"
         print(f"\033[31m{text}\033[0m" if mark == "WRONG" and self.colour else text, flush=True)
 
     def note(self, label, text):
@@ -154,10 +154,7 @@ def gpus(report):
     for number in range(count):
         report.check(f"GPU {number}", gpu, report, number)
     if count:
-        from utils import cogvideox
-
-        report.line("C compiler", "there" if cogvideox.has_compiler() else "none with Python's "
-                    "headers, so no --compile")
+        report.check("C compiler", compiler, report)
     elif driver and "CUDA_VISIBLE_DEVICES" not in os.environ:
         why = words(warned[-1].message) if warned else "it does not say why"
         report.fail("GPU", f"there is a driver, but torch finds no GPU ({why.split(';')[0]}); "
@@ -165,6 +162,13 @@ def gpus(report):
     else:
         report.line("GPU", "none that is visible; everything runs on the CPU")
     return count
+
+
+def compiler(report):
+    from utils import cogvideox
+
+    there = cogvideox.has_compiler()
+    report.line("C compiler", "there" if there else "none with Python's headers, so no --compile")
 
 
 def gpu(report, number):

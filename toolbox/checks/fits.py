@@ -56,7 +56,7 @@ def gib(size):
 
 def row(report, name, fits, needs, took):
     took = f"on an H100 {took}" if took else ""
-    report.line(name, f"{'fits' if fits else 'does not fit':13} {needs:40} {took}".rstrip())
+    report.line(name, f"{'fits' if fits else 'does not fit':13} {needs:44} {took}".rstrip())
 
 
 def script_settings():
@@ -100,10 +100,10 @@ def inference(report, configs, full, count, left):
     auto = devices.choose(pipe, devices.PLANS, free)
     for plan in devices.PLANS:
         need = devices.need(pipe, *plan)
-        name = f"{plan[0]}{', tiled VAE' * plan[1]}{' *' * (plan == auto)}"
+        name = f"{plan[0]}{', tiled' * plan[1]}{' *' * (plan == auto)}"
         row(report, name, need <= free and host <= left,
             f"{gib(need)} of the GPU, {gib(host)} of the host", CLIP.get(plan, "") if full else "")
-    report.line("", "* is what --memory auto takes")
+    report.line("", "tiled: the VAE; * is what --memory auto takes")
 
 
 def stand_in(configs, dtype):

@@ -324,7 +324,7 @@ UNSOUND = {
     "an unreadable array": (lambda room: (room / sequence.C2WS).write_bytes(b"no array"),
                             "not a readable .npy"),
     "a render of another video": (leave_another_render, "was made of another gt_rgb.mp4"),
-    "a shorter render": (leave_a_shorter_render, "got frames, height and width (9, 64, 96)"),
+    "a shorter render": (leave_a_shorter_render, "got 9 frames of 96 x 64; gt_rgb.mp4 has 17"),
     "an output alone": (leave_an_output_without_its_render, "eval_render1.mp4 is not there"),
 }
 
@@ -353,9 +353,13 @@ def test_what_was_made_of_a_sequence_belongs_to_it(capsys, report, room):
                      "outputs            1, of these renders", "note  orbit_left:90"):
         assert expected in said
     assert "do not say of which" not in said
-    change(room, sequence.DEPTH, lambda x: x.astype(np.float64 if x.itemsize < 8 else np.float32))
+    change(room, sequence.DEPTH, lambda x: x.astype(np.float64))
     look(report, room)
     assert len(wrong(capsys.readouterr().out)) == 4  # all renders are of the other depth
+    (room / sequence.DEPTH).unlink()
+    look(report, room)
+    said = capsys.readouterr().out
+    assert len(wrong(said)) == 1 and "train renders      2, of this video" in said
 
 
 def test_wrong_paths_leave_the_rest(capsys, report, room):

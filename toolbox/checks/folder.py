@@ -18,25 +18,33 @@ SMALL = 240  # pixels of width that show well enough whether surfaces stand stil
 
 
 def look(report, args, configs):
-    """Look at the video, then its depth, K and poses, each by itself, then what was made of it."""
+    """Look at the video, its depth, K, poses and paths, and at what was made of it."""
     path = args.data_path
     info = report.check("gt_rgb.mp4", rgb, report, path, configs)
-    files = chosen_files(report, args)
-    seq = info and report.check("depth", depth, report, path, files[0])
-    if not seq:
+    if not info:
         return
-    k = files[1] and report.check("K", sequence.open_sequence, path, *files[:2])
-    poses = files[2] and report.check("poses", sequence.open_sequence, path, files[0], None,
-                                      files[2])
-    seq = k or seq
-    report.check("K", field_of_view, report, seq, bool(k))
-    moments, frames = report.check("gt_rgb.mp4", three_frames, seq) or (None, None)
-    if moments is not None:
-        if poses:
-            report.check("poses", motion, report, poses.c2w, seq, moments, frames)
-        report.check("paths", holes, report, args.trajs, seq, moments, frames)
-    report.check("renders", renders, report, seq, files[0])
+    files = chosen_files(report, args)
+    seq = report.check("depth", depth, report, path, files[0])
+    if seq:
+        report.check("paths", geometry, report, seq, files, args.trajs)
+    report.check("renders", renders, report, path, info, files[0])
     report.check("outputs", outputs, report, path)
+
+
+def geometry(report, seq, files, trajs):
+    """Look at K, poses and paths. seq: without them. files: of depth, K and poses."""
+    depth_file, k_file, c2w_file = files
+    path = seq.path
+    moments, frames = three_frames(seq)
+    known = k_file and report.check("K", sequence.open_sequence, path, depth_file, k_file)
+    if known or not k_file:
+        seq = known or seq
+        report.check("K", field_of_view, report, seq, bool(known))
+    posed = c2w_file and report.check("poses", sequence.open_sequence, path, depth_file, None,
+                                      c2w_file)
+    if posed:
+        report.check("poses", motion, report, posed.c2w, seq, moments, frames)
+    report.check("paths", holes, report, trajs, seq, moments, frames)
 
 
 def chosen_files(report, args):
@@ -157,44 +165,48 @@ def holes(report, trajs, seq, moments, frames):
             report.note(name, f"passes {data_gen.MANY_HOLES:.0%}: move the camera less")
 
 
-def renders(report, seq, depth_file):
+def renders(report, path, info, depth_file):
     """Look at the renders of both modes; and at the training pairs, if those are sound."""
-    source = cli.file_hash(seq.rgb_path)
+    depth_file = path / depth_file
+    size = depth_file.stat().st_size if depth_file.is_file() else None
+    facts = {"source": cli.file_hash(path / "gt_rgb.mp4"), "size of depth": size}
     for mode in ("train", "eval"):
-        paths = sorted(seq.path.glob(f"{mode}_render*.mp4"))
-        sound = [report.check(path.name, render, seq, source, depth_file, path) for path in paths]
-        if not paths:
+        found = sorted(path.glob(f"{mode}_render*.mp4"))
+        made_of = [report.check(file.name, render, file, info, facts) for file in found]
+        if not found:
             report.line(f"{mode} renders", f"none yet; data_gen.py --mode {mode} makes them")
-        elif all(sound):
+        elif None not in made_of:
             if mode == "train":
-                dataset.find_videos(seq.path)
-            unknown = sound.count("unknown")
-            report.line(f"{mode} renders", f"{len(paths)}, of this video" + (
+                report.check("training pairs", dataset.find_videos, path)
+            unknown = made_of.count({})
+            report.line(f"{mode} renders", f"{len(found)}, of this video" + (
                 f"; {unknown} do not say of which" if unknown else ""))
 
 
-def render(seq, source, depth_file, path):
-    """InputError if a render, its mask or its cameras do not belong to the video.
+def render(path, source, facts):
+    """What a render was made of; {} if it does not say, as the published ones.
 
-    "known", or "unknown" if it does not say what it was made of, as the published ones.
+    source: the video's VideoInfo. InputError if the render, its mask or its cameras do not belong
+    to the video or its depth.
     """
     info = video.probe(path)
     again = f"make it again with data_gen.py --mode {path.name.partition('_')[0]}"
-    got, expected = ((x.frames, x.height, x.width) for x in (info, seq.info))
-    if got != expected:
-        raise InputError(f"{path}: got frames, height and width {got}; expected {expected}, as of "
-                         f"gt_rgb.mp4; {again}")
+    if (info.frames, info.height, info.width) != (source.frames, source.height, source.width):
+        raise InputError(f"{path}: got {info.frames} frames of {info.width} x {info.height}; "
+                         f"gt_rgb.mp4 has {source.frames} of {source.width} x {source.height}; "
+                         f"{again}")
     demo.find_mask(path, info)
     cameras = path.with_name(f"{path.stem.replace('render', 'cameras')}.npz")
     if cameras.is_file():
-        trajectory.read_cameras(cameras, seq.intrinsics)
+        trajectory.read_cameras(cameras, sequence.video_intrinsics(None, source, None))
     made_of = video.made_of(path) or {}
-    size = (seq.path / depth_file).stat().st_size
-    if made_of.get("source", source) != source:
+    if made_of.get("source", facts["source"]) != facts["source"]:
         raise InputError(f"{path}: was made of another gt_rgb.mp4; {again}")
-    if made_of.get("depth", [depth_file, size]) not in ([depth_file, size], [None, size]):
-        raise InputError(f"{path}: was made of other depth, {made_of['depth']}; {again}")
-    return "known" if "source" in made_of else "unknown"
+    size = made_of.get("depth", [None, None])[1]
+    if None not in (size, facts["size of depth"]) and size != facts["size of depth"]:
+        raise InputError(f"{path}: was made of a depth file of {size} bytes; this one has "
+                         f"{facts['size of depth']}; {again}")
+    return made_of
 
 
 def outputs(report, path):

@@ -240,5 +240,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (KeyboardInterrupt, BrokenPipeError):  # Ctrl-C, or a pager that was left
+        os._exit(130)

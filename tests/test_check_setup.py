@@ -303,6 +303,22 @@ def leave_a_shorter_render(room):
     video.write_video(room / "eval_render1.mp4", frames, info)
 
 
+def leave_a_shorter_mask(room):
+    leave_a_shorter_render(room)
+    (room / "eval_render1.mp4").rename(room / "eval_mask1.mp4")
+    shutil.copy(room / "gt_rgb.mp4", room / "eval_render1.mp4")
+
+
+def leave_a_frozen_pair(room):
+    shutil.copy(room / "gt_rgb.mp4", room / "train_render1.mp4")
+    np.savez(room / "train_cameras1.npz", c2w=np.eye(4), frames=np.full(17, 3))
+
+
+def leave_broken_cameras(room):
+    leave_a_frozen_pair(room)
+    np.savez(room / "train_cameras1.npz", c2w=np.ones((4, 4)))
+
+
 def leave_an_output_without_its_render(room):
     info = video.probe(room / "gt_rgb.mp4")
     frames = video.read_video(room / "gt_rgb.mp4")
@@ -325,6 +341,9 @@ UNSOUND = {
                             "not a readable .npy"),
     "a render of another video": (leave_another_render, "was made of another gt_rgb.mp4"),
     "a shorter render": (leave_a_shorter_render, "got 9 frames of 96 x 64; gt_rgb.mp4 has 17"),
+    "a shorter mask": (leave_a_shorter_mask, "eval_mask1.mp4: got 9 x 64 x 96"),
+    "broken cameras": (leave_broken_cameras, "train_cameras1.npz: c2w: pose 0 has"),
+    "a pair of two moments": (leave_a_frozen_pair, "its path freezes or reorders time"),
     "an output alone": (leave_an_output_without_its_render, "eval_render1.mp4 is not there"),
 }
 

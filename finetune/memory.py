@@ -86,12 +86,14 @@ def sizes(args, transformer):
     )
 
 
-def needs(args, launch, videos=0):
+def needs(args, launch, videos=0, config=None):
     """Bytes that training takes of (each GPU, a machine's host memory), the processes' own aside.
 
-    videos: bytes of decoded videos that a process keeps.
+    videos: bytes of decoded videos that a process keeps. config: the transformer's, by default that
+    of transformer_id.
     """
-    config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
+    if config is None:
+        config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
     with torch.device("meta"):
         transformer = CogVideoXTransformer3DModel.from_config(config)
         checkpoint.prepare_weights(args, transformer, None)

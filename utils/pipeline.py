@@ -388,19 +388,15 @@ def empty_prompt(model_path, length, dtype):
     model_path = Path(model_path).resolve()
     encoder = model_path / "text_encoder"
     key = fingerprint(encoder) if encoder.is_dir() else None
-    name = prompt_name(length, dtype)
-    by_base = hashlib.sha256(str(model_path).encode()).hexdigest()[:16]
-    places = [model_path / name]
-    if cache := user_cache():
-        places.append(cache / by_base / name)
+    places = prompt_places(model_path, length, dtype)
     user = getattr(os, "getuid", str)()
-    with FileLock(Path(tempfile.gettempdir()) / f"cognvs_{user}_{by_base}.lock"):
+    with FileLock(Path(tempfile.gettempdir()) / f"cognvs_{user}_{hash_of_path(model_path)}.lock"):
         found = find_prompt(places, key)
         if found:
             return found
         if key is None:
-            raise InputError(f"{encoder}: no such folder, and no {name} beside it; expected the "
-                             "base's text encoder")
+            raise InputError(f"{encoder}: no such folder, and no {places[0].name} beside it; "
+                             "expected the base's text encoder")
         embedding = encode_empty_prompt(model_path, length, dtype)
         return embedding, store_prompt(embedding, places, key)
 
@@ -408,6 +404,20 @@ def empty_prompt(model_path, length, dtype):
 def prompt_name(length, dtype):
     """The name of the file that caches the embedding."""
     return f"empty_prompt_{length}_{str(dtype).removeprefix('torch.')}.safetensors"
+
+
+def prompt_places(model_path, length, dtype):
+    """The files that may cache the embedding, of a resolved path: beside the base, the user's."""
+    name = prompt_name(length, dtype)
+    places = [model_path / name]
+    if cache := user_cache():
+        places.append(cache / hash_of_path(model_path) / name)
+    return places
+
+
+def hash_of_path(path):
+    """A path as the name of a file."""
+    return hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 def find_prompt(places, key):

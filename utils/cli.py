@@ -3,6 +3,7 @@ it writes, and the compute device."""
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -117,6 +118,14 @@ def _locked(path):
         if path.exists() and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
             return file
         file.close()  # its holder deleted it meanwhile
+
+
+def end_with_parent():
+    """For subprocess's preexec_fn, on Linux: a new process ends when the one that started it does.
+
+    However that ends, so that a kill leaves nothing running.
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def file_hash(path):

@@ -57,9 +57,11 @@ trainer="${trainer:-train.py}"
 fail() { echo "error: $1" >&2; exit 2; }
 python=$(command -v python || command -v python3) || fail "no python: activate its environment"
 # What a cluster or another launch left in the environment: the configuration alone counts here.
-stray='RANK|(LOCAL|NODE|GROUP|ROLE)_RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE|MASTER_(ADDR|PORT)'
-stray="$stray|(ACCELERATE|TORCHELASTIC|SLURM|OMPI|PMIX?|MPI|MV2|FSDP|COGNVS)_[A-Za-z0-9_]+"
-for name in $(env | sed -nE "s/^($stray)=.*/\1/p"); do
+for name in $(env | sed -nE \
+    -e 's/^((LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE)=.*/\1/p' \
+    -e 's/^(MASTER_(ADDR|PORT))=.*/\1/p' \
+    -e 's/^((ACCELERATE|TORCHELASTIC|SLURM|OMPI|PMIX?|MPI|MV2|FSDP|COGNVS)_[A-Za-z0-9_]+)=.*/\1/p'
+); do
     unset "$name"
 done
 for argument in "$@"; do

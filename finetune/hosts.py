@@ -13,7 +13,7 @@ import yaml
 
 from utils.cli import InputError
 
-MOST_BYTES = 2**20  # of a file
+MOST_BYTES = 2**16  # of a file
 MOST = 4096  # processes, machines
 TAKEN_OUT = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
              "gradient_clipping", "optimizer", "scheduler", "fp16", "amp")  # the script says them
@@ -38,8 +38,8 @@ def known_keys(args):
         main_training_function mpirun_config rdzv_backend same_network tpu_cluster tpu_env tpu_name
         tpu_use_cluster tpu_use_sudo tpu_vm tpu_zone use_xpu""".split(), ANY)
     top |= {
-        "compute_environment": (("local_machine",), EACH),
-        "distributed_type": (("deepspeed",), DEEPSPEED + "; memory=single needs no such file"),
+        "compute_environment": (("LOCAL_MACHINE",), EACH),
+        "distributed_type": (("DEEPSPEED",), DEEPSPEED + "; memory=single needs no such file"),
         "mixed_precision": (("bf16", "no"), BF16),
         "fp16": (("no",), BF16),
         "fp8_config": (("no",), BF16),
@@ -152,7 +152,7 @@ def fits(value, values):
     """Whether a value of a file is one of `values`, words and numbers."""
     word = plain(value)
     for each in values:
-        if word == each or (not isinstance(each, str) and number(word) == each):
+        if word == str(each).lower() or (not isinstance(each, str) and number(word) == each):
             return True
     return False
 

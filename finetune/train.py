@@ -180,6 +180,7 @@ def train(args, open_pairs=dataset.open_pairs):
         args.output_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_leftovers(args.output_dir)
         save_settings(run)
+    engine.wait()  # a signal ends processes that have not begun, and asks those that have
     with Interruption() as interruption:
         done = take_steps(run, interruption)
     if engine.rank == 0 and done < args.train_epochs:

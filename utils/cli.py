@@ -15,8 +15,6 @@ import threading
 import time
 from pathlib import Path
 
-import torch
-
 
 class InputError(ValueError):
     """A user's mistake; the message says in one line what was got, what is expected, what to do."""
@@ -136,6 +134,8 @@ def file_hash(path):
 
 def pick_device(name=None):
     """The torch.device called `name`; without a name the first GPU, or the CPU if there is none."""
+    import torch  # here, for a program that uses none of it to start at once
+
     name = name or ("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -154,4 +154,6 @@ def peak_memory(device):
     """", peak GPU memory X GiB" of this process, or "" on the CPU."""
     if device.type != "cuda":
         return ""
+    import torch
+
     return f", peak GPU memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"

@@ -397,9 +397,12 @@ def store_prompt(embedding, places, key):
 
 
 def user_cache():
-    """The user's cache folder for this program."""
+    """The user's cache folder for this program; of a user without a home one that cannot be."""
     chosen = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return Path(chosen or Path.home() / ".cache") / "cognvs"
+    home = os.path.expanduser("~")
+    if not chosen and not os.path.isabs(home):
+        home = os.devnull
+    return Path(chosen or Path(home) / ".cache") / "cognvs"
 
 
 @torch.no_grad()

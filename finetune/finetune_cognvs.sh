@@ -7,7 +7,7 @@
 # The environment may name another accelerate_config, or with memory=single and single_fused
 # another trainer: a program that takes the same flags, in place of train.py.
 set -eu
-cd "$(dirname "$0")"
+CDPATH="" cd -- "$(dirname -- "$0")"
 
 model_path="../checkpoints/CogVideoX-5b-I2V"             # base model
 transformer_id="../checkpoints/cognvs_ckpt_inpaint"      # CogNVS inpainting weights to start from
@@ -54,7 +54,16 @@ seed=42
 accelerate_config="${accelerate_config:-accelerate_config.yaml}"
 trainer="${trainer:-train.py}"
 
-python=$(command -v python || command -v python3)
+fail() { echo "error: $1" >&2; exit 2; }
+python=$(command -v python || command -v python3) || fail "no python: activate its environment"
+# What a cluster or another launch left in the environment: the configuration alone counts here.
+for name in $(env | sed -nE \
+    -e 's/^((LOCAL_|NODE_|GROUP_|ROLE_)?RANK|(LOCAL_|GROUP_|ROLE_)?WORLD_SIZE)=.*/\1/p' \
+    -e 's/^(MASTER_(ADDR|PORT))=.*/\1/p' \
+    -e 's/^((ACCELERATE|TORCHELASTIC|SLURM|OMPI|PMIX?|MPI|MV2|FSDP|COGNVS)_[A-Za-z0-9_]+)=.*/\1/p'
+); do
+    unset "$name"
+done
 for argument in "$@"; do
     case "$argument" in -h | --help)
         sed -n '/^# /s/^# //p; /^set /q' finetune_cognvs.sh
@@ -83,18 +92,5 @@ for argument in "$@"; do  # the last --memory counts, as for all flags
     before=$argument
 done
 case "$memory" in single*) exec "$python" "$trainer" "$@" ;; esac
-fail() { echo "error: $1" >&2; exit 2; }
 [ "$trainer" = train.py ] || fail "trainer $trainer: got memory=$memory; expected single*"
-[ -f "$accelerate_config" ] || fail "accelerate_config $accelerate_config: no such file"
-held() { sed -n "s/^$1: *\([^#]*\).*/\1/p" "$accelerate_config" | tr -d "\"' \r"; }
-processes=$(held num_processes)
-machines=$(held num_machines)
-gpu_ids=$(held gpu_ids)
-[ "${CUDA_VISIBLE_DEVICES-all}" ] || gpu_ids=all  # an empty list of GPUs stands for the CPU
-case "${gpu_ids:-all}" in all) visible="" ;; *) visible="CUDA_VISIBLE_DEVICES=$gpu_ids" ;; esac
-env ${visible:+"$visible"} "$python" prepare.py --processes "${processes:-1}" \
-    --machines "${machines:-1}" --gpu_ids "${gpu_ids:-all}" "$@"
-threads=$(( $(nproc) * ${machines:-1} / ${processes:-1} ))  # torchrun would give each process one
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( threads > 1 ? threads : 1 ))}"
-exec "$python" launch.py --config_file "$accelerate_config" \
-    --gpu_ids "${gpu_ids:-all}" train.py "$@"
+exec "$python" launch.py "$accelerate_config" "$@"

@@ -15,7 +15,7 @@ def quiet():
     """Keep notes of libraries out of the output that no user can act on; errors still show."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|deepspeed|accelerate")
-    for name in ("DeepSpeed", "accelerate", "diffusers", "torch.distributed"):
+    for name in ("DeepSpeed", "accelerate", "diffusers", "matplotlib", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

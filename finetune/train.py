@@ -6,9 +6,14 @@ That script holds every setting and starts this program, through accelerate wher
 process for every GPU.
 """
 
+import signal
+import sys
+
+if __name__ == "__main__":  # Ctrl-C while libraries load ends without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from finetune import checkpoint, dataset, evaluation, log, memory, settings
+from finetune import checkpoint, dataset, evaluation, launch, log, memory, settings
 from finetune.engines import make_engine
 from finetune.interruption import Interruption
 from finetune.loss import denoising_loss
@@ -147,7 +152,7 @@ def take_steps(run, interruption):
         progress.update()
         if args.do_validation and done % args.validation_steps == 0:
             written.add_validation(done, evaluation.validate(run, done))
-        last = done == args.train_epochs or interruption.asked
+        last = interruption.seen(run.engine) or done == args.train_epochs
         if done % args.checkpointing_steps == 0 or last:
             written.flush()
             saver.save(done, last)
@@ -164,7 +169,7 @@ def take_steps(run, interruption):
 def train(args, open_pairs=dataset.open_pairs):
     """Train as `args` say, on the TrainingPairs of open_pairs; prepare.prepare() comes before.
 
-    After Ctrl-C or SIGTERM in a single mode: SystemExit, once the step is done and written.
+    After Ctrl-C or SIGTERM: SystemExit, once a step is done and written.
     """
     log.quiet()
     engine = make_engine(args)
@@ -175,14 +180,17 @@ def train(args, open_pairs=dataset.open_pairs):
         args.output_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.remove_leftovers(args.output_dir)
         save_settings(run)
-    with Interruption(wanted=args.memory.startswith("single")) as interruption:
+    engine.wait()  # a signal ends processes that have not begun, and asks those that have
+    with Interruption() as interruption:
         done = take_steps(run, interruption)
-    if done < args.train_epochs:
-        interruption.stop(args, done)
-    if engine.rank == 0:
+    if engine.rank == 0 and done < args.train_epochs:
+        print(interruption.said(args, done))
+    elif engine.rank == 0:
         print(f"finished{cli.peak_memory(engine.device)}; log and curve in {args.output_dir}/"
               "train_log.csv, train_curve.png")
     engine.end()
+    if done < args.train_epochs:
+        raise SystemExit(interruption.code())
 
 
 def main():
@@ -193,4 +201,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    launch.run(main)

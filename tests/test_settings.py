@@ -73,21 +73,22 @@ def test_help_explains_every_flag(capsys):
         assert action.help and action.option_strings[-1] in said.out
 
 
-def test_the_processes_that_the_config_names(stub, tmp_path):
-    """What the script reads from the YAML, shown by a stand-in for python."""
-    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\necho ==\n")
+STRAY = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "10.0.0.1",
+         "MASTER_PORT": "29500", "SLURM_PROCID": "1", "OMPI_COMM_WORLD_RANK": "1", "PMI_RANK": "1",
+         "ACCELERATE_MIXED_PRECISION": "fp16", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+@pytest.mark.parametrize("memory, called", [("single", []), ("zero2", ["launch.py", "a b.yaml"])])
+def test_what_a_cluster_left_in_the_environment_does_not_arrive(tmp_path, memory, called):
+    """What the script calls and with which environment, shown by a stand-in for python."""
+    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv\n")
     (tmp_path / "python").chmod(0o755)
-    config = tmp_path / "config.yaml"
-    text = (ROOT / "finetune" / "accelerate_config.yaml").read_text()
-    config.write_text(text.replace('"0,1"', "2, 3  # of four"))
-    path = f"{tmp_path}:{os.environ['PATH']}"
-    for visible, expected in (("1", "2,3"), ("", "all")):
-        done = run_script(PATH=path, accelerate_config=str(config), CUDA_VISIBLE_DEVICES=visible)
-        prepare_call, launch_call = done.stdout.split("==\n")[:2]
-        ends = prepare_call.split("\n")[:7]
-        assert ends == ["prepare.py", "--processes", "2", "--machines", "1", "--gpu_ids", expected]
-        assert launch_call.split("\n")[:6] == ["launch.py", "--config_file", str(config),
-                                               "--gpu_ids", expected, "train.py"]
+    done = run_script("--memory", memory, **STRAY, accelerate_config="a b.yaml", CDPATH="/",
+                      PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.split("\n")
+    assert lines[: len(called)] == called and "accelerate_config=a b.yaml" in lines
+    assert not {f"{name}={value}" for name, value in STRAY.items()} & set(lines)
 
 
 # ---- checks --------------------------------------------------------------------------------------
@@ -149,24 +150,12 @@ def test_pairs_that_are_no_files_are_checked_by_their_caller(model, tmp_path, ca
         prepare.prepare(args, check_pairs=None)
 
 
-@pytest.mark.parametrize("processes, machines, gpu_ids, message", [
-    (0, 1, "all", "num_processes 0: expected at least 1; edit accelerate_config.yaml"),
-    (2, 0, "all", "num_machines 0: expected at least 1"),
-    (3, 2, "all", "num_processes 3: expected a multiple of num_machines 2"),
-    (2, 1, "0-1", "gpu_ids 0-1: expected all, or numbers such as 0,1"),
-])
-def test_processes_that_cannot_be(processes, machines, gpu_ids, message):
-    with pytest.raises(InputError, match=message):
-        prepare.make_launch(processes, machines, gpu_ids)
-
-
 def test_the_processes_of_prepare_are_flags(
         model, paired_room, tmp_path, capsys, monkeypatch):  # noqa: F811
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     args = flags(model, paired_room, tmp_path / "run", memory="zero2")
     assert call("finetune.prepare", "--processes", 4, "--gpu_ids", "0,1", *args) == 0  # on a CPU
     assert "memory=zero2, training_type=sft, 4 processes: about" in capsys.readouterr().out
-    assert call("finetune.prepare", "--processes", 3, "--machines", 2, *args) == 2
 
 
 def test_all_processes_share_total_samples(model, paired_room, tmp_path):  # noqa: F811

@@ -197,7 +197,8 @@ def run(*command, **environment):
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path} | environment
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment)
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment,
+                               preexec_fn=cli.end_with_parent)
     peak = 0
     try:
         while process.poll() is None:

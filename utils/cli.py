@@ -3,6 +3,7 @@ it writes, and the compute device."""
 
 import argparse
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -14,8 +15,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-
-import torch
 
 
 class InputError(ValueError):
@@ -134,6 +133,14 @@ def _locked(path):
         file.close()  # its holder deleted it meanwhile
 
 
+def end_with_parent():
+    """For subprocess's preexec_fn, on Linux: a new process ends when the one that started it does.
+
+    However that ends, so that a kill leaves nothing running.
+    """
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def file_hash(path):
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
@@ -142,6 +149,8 @@ def file_hash(path):
 
 def pick_device(name=None):
     """The torch.device called `name`; without a name the first GPU, or the CPU if there is none."""
+    import torch  # here, for a program that uses none of it to start at once
+
     name = name or ("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -160,4 +169,6 @@ def peak_memory(device):
     """", peak GPU memory X GiB" of this process, or "" on the CPU."""
     if device.type != "cuda":
         return ""
+    import torch
+
     return f", peak GPU memory {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"

@@ -86,16 +86,20 @@ def sizes(args, transformer):
     )
 
 
+def planned(args):
+    """The transformer as a run will train it, on meta."""
+    config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
+    with torch.device("meta"):
+        transformer = CogVideoXTransformer3DModel.from_config(config)
+        return checkpoint.prepare_weights(args, transformer, None)
+
+
 def needs(args, launch, videos=0):
     """Bytes that training takes of (each GPU, a machine's host memory), the processes' own aside.
 
     videos: bytes of decoded videos that a process keeps.
     """
-    config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
-    with torch.device("meta"):
-        transformer = CogVideoXTransformer3DModel.from_config(config)
-        checkpoint.prepare_weights(args, transformer, None)
-    s = sizes(args, transformer)
+    s = sizes(args, planned(args))
     terms = table(s, launch)[args.memory]
     gpu = s.weights + WORK * s.layer + terms.begin + terms.states + terms.passing
     if args.ema_decay:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from finetune import dataset, memory, settings
+from finetune import dataset, disk, memory, settings
 from utils import cli, cogvideox, pipeline
 from utils.cli import InputError
 
@@ -36,6 +36,7 @@ def prepare(args, launch=ONE_PROCESS, check_pairs=dataset.check_pairs):
     elif args.do_validation:
         raise InputError("--do_validation True: these pairs have no renders to inpaint; give False")
     memory.check_needs(args, launch, kept)
+    disk.check(args)
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))
 
 

@@ -22,6 +22,7 @@ convert() {  # convert <run>/checkpoint-N <target folder>
     # ZeRO-2 keeps the bf16 weights whole. demo.py would round the float32 ones to the same.
     "$python" - "$1/$(cat "$1/latest")/mp_rank_00_model_states.pt" "$2.part" "$SHARD_SIZE" <<'END'
 import json
+import os
 import sys
 
 import torch
@@ -36,6 +37,7 @@ plan = split_torch_state_dict_into_shards(meta, filename_pattern=pattern, max_sh
 for file, names in plan.filename_to_tensors.items():
     shard = {name: state[name].clone() for name in names}
     save_file(shard, f"{folder}/{file}", {"format": "pt"})
+    os.chmod(f"{folder}/{file}", os.stat(folder).st_mode & 0o666)  # of safetensors it is 0600
 if plan.is_sharded:
     index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
     with open(f"{folder}/diffusion_pytorch_model.safetensors.index.json", "w") as file:

@@ -435,7 +435,7 @@ def give_up(args, part, error):
             time.sleep(0.1)
         raise SystemExit(2) from error
     left = shutil.disk_usage(args.output_dir).free / 2**20
-    reason = f"{' '.join(str(error).split())[:200]}; {left:.0f} MiB are free"
+    reason = f"{' '.join(str(error).split())[:200]}; {left:.1f} MiB are free"
     tqdm.write(f"error: {part.with_suffix('')} could not be written ({reason}); "
                f"{kept(args.output_dir)}; free some space, or write elsewhere", file=sys.stderr)
     for folder in (leaving, *args.output_dir.glob(f"my_{part.stem}_*.part")):
@@ -451,7 +451,7 @@ def kept(output_dir):
     if weights:
         words = f"the weights {weights[max(weights)][-1].name} are kept"
     if states:
-        words += f", to go on from {states[-1].name} --resume_from_checkpoint latest"
+        words += f"; {states[-1].name} is there to go on: --resume_from_checkpoint latest"
     return words
 
 

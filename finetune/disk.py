@@ -28,9 +28,8 @@ class Sizes:
     def check_free(self, folder, *names):
         """OSError unless there is room in `folder` for the parts of these names."""
         need = sum(getattr(self, name) for name in names)
-        left = free(folder)
-        if left < need:
-            raise OSError(f"{said(need)} are needed and {said(left)} free")
+        if free(folder) < need:
+            raise OSError(f"it needs {said(need)}")
 
 
 def sizes(args, transformer):

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import psutil
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 
@@ -38,7 +37,7 @@ SAFE = (  # what the pickles of a state call, beside what torch.load always allo
     "_codecs.encode", "numpy.dtype", "numpy.dtypes.UInt32DType", "numpy.ndarray",
     "numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct",
 )
-UNWRITABLE = (OSError, RuntimeError, SafetensorError)  # what Python, torch and safetensors raise
+UNWRITABLE = (OSError, RuntimeError)  # what Python and torch raise
 
 
 # ---- what there is to go on from -----------------------------------------------------------------

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import threading
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import call
+from conftest import ROOT, call
+from safetensors import SafetensorError
 from training import assert_same, flags, tensors
 
 from finetune import checkpoint, disk
@@ -233,6 +235,37 @@ def test_a_broken_run_json_is_one_line(tmp_path, text):
     (state / "run.json").write_text(text)
     with pytest.raises(InputError, match="run.json: expected a JSON object"):
         checkpoint.find_resume(tmp_path, "latest")
+
+
+@pytest.mark.parametrize("broken, says", [
+    ("..", "latest: got '..'"), ("../other", "latest: got '../other'"), ("", "latest: got ''"),
+    ("evil", "unsupported GLOBAL"), ("cut off", "could not be made into weights"),
+])
+def test_process_ckpts_reads_nothing_else_and_runs_nothing(tmp_path, broken, says):
+    state = make_state(tmp_path / "run" / "checkpoint-5", *DEEPSPEED)
+    (state / "config.json").write_text("{}")
+    file = state / DEEPSPEED[0]
+    if broken == "evil":
+        torch.save({"module": Evil(tmp_path / "ran")}, file)
+    elif broken == "cut off":
+        file.write_bytes(b"PK")
+    else:
+        (state / "latest").write_text(broken)
+    done = subprocess.run(["sh", ROOT / "toolbox" / "process_ckpts.sh"], cwd=tmp_path, text=True,
+                          env=os.environ | {"CHECKPOINT_DIR": state.name}, capture_output=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and says in done.stderr
+    assert os.listdir(tmp_path) == ["run"] and os.listdir(tmp_path / "run") == [state.name]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path):
+    def save(folder):
+        folder.mkdir()
+        (folder / "half").touch()
+        raise SafetensorError("No space left on device")
+
+    with pytest.raises(OSError, match="made: could not be written: No space left"):
+        pipeline.save_whole(save, tmp_path / "made")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- full disks and kills while something is written ---------------------------------------------

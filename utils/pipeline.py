@@ -292,10 +292,14 @@ def pick_dtype(name, device):
 
 
 def save_whole(save, folder):
-    """save(another folder), which takes this one's place when it is whole."""
+    """save(another folder), which takes this one's place when it is whole. OSError if it cannot."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    save(part)
+    try:
+        save(part)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(f"{folder}: could not be written: {error}") from error
     for file in part.iterdir():  # safetensors lets their owner alone read them
         file.chmod(part.stat().st_mode & 0o666)
     put_in_place(part, folder)

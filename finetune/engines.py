@@ -96,7 +96,7 @@ class DeepSpeed:
 
 def unreadable(folder, error):
     """The InputError of a state that could not be read."""
-    reason = " ".join(str(error).split())[-120:]
+    reason = " ".join(str(error).split()).split("trusted source. ")[-1][:120]  # torch's advice
     return InputError(f"{folder}: its optimizer state is not of this model and version ({reason}); "
                       "start anew in another output_dir")
 

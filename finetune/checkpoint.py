@@ -5,14 +5,16 @@
     my_checkpoint-N_mean/         the running mean of the weights, of runs with ema_decay
     checkpoint-N/                 the state to resume from: DeepSpeed's folder, or optimizer.pt
 
-A folder's name ends in .part until it is whole. A state is begun first and named last, so that a
-checkpoint is whole when its state is. What a kill leaves of one is known by checkpoint-N.part, and
-deleted by the next start.
+A folder's name ends in .part until it is whole. checkpoint-N.part is made first, then the weights
+are written, then the state in it, and last it gets its name. So what a kill leaves of a checkpoint
+is known by checkpoint-N.part, and deleted by the next start. If the disk fills, whole weights stay.
 """
 
 import json
 import re
 import shutil
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +27,17 @@ from utils import cogvideox, pipeline
 from utils.cli import InputError
 
 FACTS = "run.json"  # in a state: run_facts
+TAG = "pytorch_model"  # the folder in a state of DeepSpeed that accelerate reads
 SHARD = "5GB"  # of a file of weights
+SAFE = (  # what the pickles of a state call, beside what torch.load always allows
+    "torchao.optim.subclass_8bit.OptimState8bit",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    "_codecs.encode", "numpy.dtype", "numpy.dtypes.UInt32DType", "numpy.ndarray",
+    "numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct",
+)
+UNWRITABLE = (OSError, RuntimeError)  # what Python and torch raise
 
 
 # ---- what there is to go on from -----------------------------------------------------------------
@@ -56,10 +68,21 @@ def list_weights(output_dir):
 
 def usable(state):
     """Whether a run can go on from a state: the weights are beside it, or in it, as DeepSpeed's."""
-    facts = state / FACTS
-    lora = facts.is_file() and json.loads(facts.read_text())["training_type"] == "lora"
+    lora = facts_of(state).get("training_type") == "lora"
     beside = state.with_name(f"my_{state.name}_{'lora' if lora else 'transformer'}")
     return beside.is_dir() or (not lora and (state / "latest").is_file())
+
+
+def facts_of(state):
+    """run_facts of the run that made a state; {} of the published trainer's, which has none."""
+    path = state / FACTS
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: expected a JSON object, got {error}; delete {state.name} if "
+                         "there is an earlier one, or choose another output_dir") from error
 
 
 def find_resume(output_dir, resume):
@@ -111,12 +134,17 @@ def way_out(output_dir):
 
 def remove_leftovers(output_dir):
     """Delete what a killed run was writing, or deleting."""
-    for folder in Path(output_dir).glob("my_checkpoint-*.part"):
-        shutil.rmtree(folder)
+    for old in Path(output_dir).glob("*checkpoint-*.old"):
+        pipeline.bring_back(old.with_suffix(""))
     for state in Path(output_dir).glob("checkpoint-*.part"):
         for folder in state.parent.glob(f"my_{state.stem}_*"):
             shutil.rmtree(folder)
         shutil.rmtree(state)  # last, for the others are known by it
+    for folder in Path(output_dir).glob("my_checkpoint-*.part"):
+        shutil.rmtree(folder)
+    for pattern in ("settings.json.part", "train_*.part", "validation/*.part"):
+        for file in Path(output_dir).glob(pattern):
+            file.unlink()
 
 
 def run_facts(args, ranks):
@@ -131,16 +159,55 @@ def run_facts(args, ranks):
 
 def check_resume(args, state, ranks):
     """InputError if a state is of another run, or what goes with it is not there."""
-    if (state / FACTS).is_file():  # the published trainer writes none
-        before = json.loads((state / FACTS).read_text())
-        now = run_facts(args, ranks)
-        for name in before.keys() | now.keys():
-            if before.get(name) != now.get(name):
-                raise InputError(f"{state} was made with {name} {before.get(name)}, got "
-                                 f"{now.get(name)}; go on with what it began with")
+    before = facts_of(state)
+    now = run_facts(args, ranks) if before else {}
+    for name in before.keys() | now.keys():
+        if before.get(name) != now.get(name):
+            raise InputError(f"{state} was made with {name} {before.get(name)}, got "
+                             f"{now.get(name)}; go on with what it began with")
+    check_files(state)
+    if (state / "latest").is_file():
+        check_deepspeed(state, ranks)
     weights_to_start(args, state)
     if args.ema_decay and not mean_of(state).is_dir():
         raise InputError(f"--ema_decay {args.ema_decay}: no {mean_of(state)} to go on from; give 0")
+    if args.ema_decay:
+        pipeline.check_weights(pipeline.CogVideoXTransformer3DModel, mean_of(state))
+
+
+def check_files(state):
+    """InputError if a file of a state is broken, or a pickle that calls more than a state needs.
+
+    What a pickle calls is looked up without unpickling it.
+    """
+    for path in sorted(state.rglob("*")):
+        if path.suffix not in (".pt", ".pkl", ".bin"):
+            continue
+        try:
+            called = set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        except (ValueError, RuntimeError, OSError, KeyError, IndexError) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise InputError(f"{path}: not a whole file of a state ({reason}); go on from another "
+                             "checkpoint, or start anew in another output_dir") from error
+        if strange := sorted(called.difference(SAFE)):
+            raise InputError(f"{path}: calls {strange[0]}, which no state of training needs, so it "
+                             "may run whatever its author wants; it was not opened: go on from a "
+                             "checkpoint that you trust")
+
+
+def check_deepspeed(state, ranks):
+    """InputError unless a state of DeepSpeed holds the files of all processes, in itself."""
+    name = (state / "latest").read_text(errors="replace").strip()
+    folder = state / TAG
+    if name != TAG or folder.resolve().parent != state.resolve():
+        raise InputError(f"{state / 'latest'}: names {name[:100]!r}; expected {TAG}, the folder "
+                         "beside it")
+    missing = ["mp_rank_00_model_states.pt"]
+    missing += [f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(ranks)]
+    for pattern in missing:
+        if not any(folder.glob(pattern)):
+            raise InputError(f"{folder}: no {pattern}; expected a file of each of {ranks} "
+                             "processes; go on from another checkpoint")
 
 
 # ---- the weights to begin with -------------------------------------------------------------------
@@ -222,15 +289,19 @@ def with_tensors(transformer, tensors):
     return other
 
 
-def copy_to_host(transformer):
-    """A copy in host memory; None unless it takes less than half of what is free."""
-    tensors = transformer.state_dict()
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    if size >= psutil.virtual_memory().available / 2:
-        return None
-    for name, tensor in tensors.items():
-        tensors[name] = tensor.detach().to("cpu", copy=True)
-    return with_tensors(transformer, tensors)
+def to_host(value):
+    """A copy in host memory of a tensor, or of all tensors in dicts and lists."""
+    if isinstance(value, dict):
+        return {name: to_host(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [to_host(item) for item in value]
+    if not torch.is_tensor(value):
+        return value
+    if not hasattr(value, "__tensor_flatten__"):
+        return value.detach().to("cpu", copy=True)
+    names, context = value.__tensor_flatten__()  # torchao's, of which .to() makes no copy
+    inner = {name: to_host(getattr(value, name)) for name in names}
+    return type(value).__tensor_unflatten__(inner, context, value.shape, value.stride())
 
 
 def save_mean(mean, transformer, folder):
@@ -256,66 +327,131 @@ def save_weights(args, transformer, folder):
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time, in a thread while training goes on.
+    """Writes the checkpoints of a run, one at a time.
 
-    All weights are written there, from a copy, if there is a step to come and memory for the copy.
+    With one process and host memory for copies of weights and state, a thread writes the copies
+    while training goes on. A mean, which is not copied, a LoRA, which is small, and the last
+    checkpoint are written at once.
+
+    sizes: a disk.Sizes.
     """
 
-    def __init__(self, args, engine, transformer, mean=None):
+    def __init__(self, args, engine, transformer, mean, sizes):
         self.args = args
         self.engine = engine
         self.transformer = transformer
         self.mean = mean
+        self.sizes = sizes
         self.thread = ThreadPoolExecutor(1)
         self.writing = None  # the Future of the checkpoint that is being written
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.thread.shutdown()  # once what is being written is whole
+
     def save(self, step, last):
-        """Begin to write the checkpoint of a step, once the one before is written."""
+        """Write the checkpoint of a step, or begin to, once the one before is written."""
         self.finish()
-        state = self.snapshot(step)
+        part = self.args.output_dir / f"checkpoint-{step}.part"
         if self.engine.rank == 0:
-            copy = None
-            if self.args.training_type == "sft" and not last:
-                copy = copy_to_host(self.transformer)
-            weights = weights_folder(self.args, self.args.output_dir, step)
-            if copy is None:
-                save_weights(self.args, self.transformer, weights)
-            self.writing = self.thread.submit(self.write, step, state, copy, weights)
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+        self.engine.wait()
+        if last or not self.copies_fit():
+            self.say(self.write(part, self.transformer, self.engine.state()))
+            return
+        copy = with_tensors(self.transformer, to_host(self.transformer.state_dict()))
+        self.writing = self.thread.submit(self.write, part, copy, to_host(self.engine.state()))
+
+    def copies_fit(self):
+        """Whether weights and state can be copied: they take less than half of what is free."""
+        if self.engine.ranks > 1 or self.mean or self.args.training_type == "lora":
+            return False
+        if self.args.memory.startswith("zero2"):
+            return False
+        return self.sizes.all < psutil.virtual_memory().available / 2
+
+    def look(self):
+        """Say what has been written meanwhile; end if it could not be."""
+        if self.writing and self.writing.done():
+            self.finish()
 
     def finish(self):
-        """Wait for the checkpoint that is being written, if there is one, and say where it is."""
+        """Wait for the checkpoint that is being written, if there is one."""
         if self.writing:
-            tqdm.write(f"wrote {self.writing.result()}")
+            self.say(self.writing.result())
             self.writing = None
 
-    def snapshot(self, step):
-        """Write what the next step changes: all processes' states, and the mean.
-
-        Returns the folder of the states, named .part, or None if none are to be kept.
-        """
-        state = self.args.output_dir / f"checkpoint-{step}.part"
+    def say(self, folder):
         if self.engine.rank == 0:
-            shutil.rmtree(state, ignore_errors=True)
-        self.engine.wait()
-        if self.args.checkpointing_limit:
-            self.engine.save(state)
-            self.engine.wait()
-        if self.mean:
-            save_mean(self.mean, self.transformer, mean_of(state.with_suffix("")))
-        return state if self.args.checkpointing_limit else None
+            tqdm.write(f"wrote {folder}")
 
-    def write(self, step, state, copy, weights):
-        """Complete a checkpoint: weights, if they are still to be written, then its state."""
-        if copy is not None:
-            save_weights(self.args, copy, weights)
-        if state:
-            self.transformer.save_config(state)
-            facts = run_facts(self.args, self.engine.ranks)
-            (state / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
-            shutil.rmtree(state.with_suffix(""), ignore_errors=True)  # if its weights were lost
-            state.replace(state.with_suffix(""))
-        prune(self.args, step)
-        return weights
+    def write(self, part, transformer, state):
+        """Write a checkpoint into `part` and beside it; the folder of its weights."""
+        step = part.stem.removeprefix("checkpoint-")
+        folder = weights_folder(self.args, self.args.output_dir, step)
+        try:
+            if self.engine.rank == 0:
+                self.sizes.check_free(part, "weights", "mean")
+                save_weights(self.args, transformer, folder)
+                if self.mean:
+                    save_mean(self.mean, transformer, mean_of(part.with_suffix("")))
+                self.sizes.check_free(part, "state")
+            self.engine.wait()
+            if self.args.checkpointing_limit:
+                self.engine.save(part, state)
+                self.engine.wait()
+            if self.engine.rank == 0:
+                self.complete(part)
+                prune(self.args, int(step))
+        except UNWRITABLE as error:
+            give_up(self.args, part, error)
+        return folder
+
+    def complete(self, part):
+        """Give a state its name."""
+        if not self.args.checkpointing_limit:
+            part.rmdir()
+            return
+        self.transformer.save_config(part)
+        facts = run_facts(self.args, self.engine.ranks)
+        (part / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
+        pipeline.put_in_place(part, part.with_suffix(""))
+
+
+def give_up(args, part, error):
+    """Delete what was being written and end with exit code 2; whole weights stay.
+
+    Of several processes, all of which end here, the one says why that takes the state away.
+    """
+    leaving = part.with_name(f"{part.stem}.gone.part")
+    try:
+        part.replace(leaving)
+    except FileNotFoundError:
+        while leaving.exists():  # for the launcher ends all when one ends
+            time.sleep(0.1)
+        raise SystemExit(2) from error
+    left = shutil.disk_usage(args.output_dir).free / 2**20
+    reason = f"{' '.join(str(error).split())[:200]}; {left:.1f} MiB are free"
+    tqdm.write(f"error: {part.with_suffix('')} could not be written ({reason}); "
+               f"{kept(args.output_dir)}; free some space, or write elsewhere", file=sys.stderr)
+    for folder in (leaving, *args.output_dir.glob(f"my_{part.stem}_*.part")):
+        shutil.rmtree(folder, ignore_errors=True)
+    raise SystemExit(2) from error
+
+
+def kept(output_dir):
+    """Which checkpoints there are and how to go on from them, in words."""
+    weights = list_weights(output_dir)
+    states = [state for state in list_states(output_dir).values() if usable(state)]
+    words = "no checkpoint is kept"
+    if weights:
+        words = f"the weights {weights[max(weights)][-1].name} are kept"
+    if states:
+        words += f"; {states[-1].name} is there to go on: --resume_from_checkpoint latest"
+    return words
 
 
 def prune(args, step):
@@ -337,6 +473,6 @@ def prune(args, step):
 
 def remove(folder):
     """Delete a folder, which is not whole from the first moment on."""
-    leaving = folder.with_name(f"{folder.name}.part")
+    leaving = folder.with_name(f"{folder.name}.gone.part")
     folder.replace(leaving)
     shutil.rmtree(leaving)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from utils import sequence, video
+from utils import cli, sequence, video
 from utils.cli import InputError
 
 VIDEOS_KEPT = 4 * 2**30  # bytes of decoded videos that a process keeps in the host's memory
@@ -88,6 +88,12 @@ def check_cameras(path, render, frames):
     try:
         with np.load(path, allow_pickle=False) as cameras:
             shown = cameras["frames"] if "frames" in cameras else np.arange(frames)
+            poses = cameras["c2w"] if "c2w" in cameras else np.eye(4)
+            k = cameras["intrinsics"] if "intrinsics" in cameras else np.eye(3)
+            sequence.check_poses(path, poses)
+            sequence.check_intrinsics(path, k)
+    except InputError:
+        raise
     except (OSError, *sequence.UNREADABLE) as error:
         raise InputError(f"{path}: not a readable .npz of cameras ({error}); run data_gen.py "
                          "--mode train again") from error
@@ -97,11 +103,25 @@ def check_cameras(path, render, frames):
                          "delete it, or run data_gen.py --mode train with another path")
 
 
+def check_origin(videos):
+    """InputError if a render says that it was made of another gt_rgb.mp4; others say nothing."""
+    now = None
+    for render in videos.renders:
+        made = video.made_of(render) or {}
+        if made.get("program") != "data_gen.py" or "source" not in made:
+            continue
+        now = now or cli.file_hash(videos.target)  # 0.2 s for 200 MB
+        if made["source"] != now:
+            raise InputError(f"{render}: was made of another gt_rgb.mp4 than {videos.target}; run "
+                             "data_gen.py --mode train again, or put the video back")
+
+
 def check_pairs(base_dir_input, clip_shape):
     """InputError if open_pairs would raise it; the bytes of videos that a process will keep."""
     total = 0
     for folder in find_sequences(base_dir_input):
         videos = find_videos(folder)
+        check_origin(videos)
         total += (1 + len(videos.renders)) * videos.frames * clip_shape[1] * clip_shape[2] * 3
     return min(total, VIDEOS_KEPT)
 

@@ -10,13 +10,18 @@ An engine has device, rank, ranks (processes) and model, and is used so:
 """
 
 import os
+import pickle
+import pkgutil
 import re
 
 import torch
 
-from finetune import dataset, memory
-from utils import cli, cogvideox
+from finetune import checkpoint, dataset, memory
+from utils import cli, cogvideox, sequence
 from utils.cli import InputError
+
+# what torch and DeepSpeed raise for a state that is not what its name says
+UNREADABLE = (*sequence.UNREADABLE, AttributeError, pickle.UnpicklingError)
 
 
 def make_engine(args):
@@ -65,14 +70,41 @@ class DeepSpeed:
         """Until all processes are here."""
         self.accelerator.wait_for_everyone()
 
-    def save(self, folder):
+    def state(self):
+        """What save() takes: nothing, for it asks all processes."""
+
+    def save(self, folder, state):
         self.accelerator.save_state(str(folder))
 
     def load(self, folder):
-        self.accelerator.load_state(str(folder))
+        """Go on from a state; none of its pickles is run, which DeepSpeed would do."""
+        os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
+        os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+        own = []
+        for name in checkpoint.SAFE:
+            if name.startswith("deepspeed."):
+                own.append(pkgutil.resolve_name(":".join(name.rsplit(".", 1))))
+        try:
+            with torch.serialization.safe_globals(own):
+                self.accelerator.load_state(str(folder))
+        except UNREADABLE as error:
+            raise unreadable(folder, error) from error
 
     def end(self):
         self.accelerator.end_training()
+
+
+def unreadable(folder, error):
+    """The InputError of a state that could not be read."""
+    reason = " ".join(str(error).split()).split("trusted source. ")[-1][:120]  # torch's advice
+    return InputError(f"{folder}: its optimizer state is not of this model and version ({reason}); "
+                      "start anew in another output_dir")
+
+
+def peer_is_gone(error):
+    """Whether an error says that another process has ended, which has said why."""
+    lost = isinstance(error, torch.distributed.DistBackendError) or "gloo" in str(error)
+    return lost and torch.distributed.is_initialized()
 
 
 def make_accelerator(args):
@@ -179,19 +211,24 @@ class Single:
     def wait(self):
         pass
 
-    def save(self, folder):
-        folder.mkdir(parents=True)
+    def state(self):
+        """What save() takes and the next step changes."""
         states = [block.optimizer.state_dict() for block in self.blocks]
-        torch.save({"optimizers": states, "norm": self.norm}, folder / "optimizer.pt")
+        return {"optimizers": states, "norm": self.norm}
+
+    def save(self, folder, state):
+        torch.save(state, folder / "optimizer.pt")
 
     def load(self, folder):
-        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        lengths = []
-        for values in saved["optimizers"]:
-            lengths += [value["exp_avg"].numel() for value in values["state"].values()]
-        if lengths != [block.flat.numel() for block in self.blocks]:
-            raise InputError(f"{folder}: its optimizer state is not of this model and version; "
-                             "start anew in another output_dir")
+        try:
+            saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            lengths = []
+            for values in saved["optimizers"]:
+                lengths += [value["exp_avg"].numel() for value in values["state"].values()]
+            if lengths != [block.flat.numel() for block in self.blocks]:
+                raise ValueError("of another model or version")
+        except UNREADABLE as error:
+            raise unreadable(folder, error) from error
         for block, values in zip(self.blocks, saved["optimizers"], strict=True):
             block.optimizer.load_state_dict(values)
         self.norm = None if saved["norm"] is None else saved["norm"].to(self.device)

@@ -1,11 +1,16 @@
 """The log of a run: train_log.csv, train_curve.png, validations, and a tracker if one is wanted."""
 
+import contextlib
 import csv
 import logging
+import math
+import os
 import warnings
 
 import torch
 from tqdm import tqdm
+
+from utils.cli import InputError
 
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loss_of_each_rank",
            "fixed_batch_loss")
@@ -19,23 +24,28 @@ def quiet():
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+class NotFinite(InputError):
+    """A loss or gradient norm that is none; all processes raise it after the same step."""
+
+
 class Log:
-    """What the first process writes of a run; the Log of another one (main=False) does nothing.
+    """What the first process writes of a run; the Log of another one (main=False) writes nothing.
 
     A step's numbers are read when the next step is queued: before, the GPU would have to wait.
+    Raises NotFinite after the row of a step whose loss or norm is not finite, and OSError for what
+    cannot be written.
     """
 
     def __init__(self, args, step, main=True):
         self.main = main
+        self.first = step + 1
         self.waiting = None  # the last step's numbers, to be read
         self.shown = {}  # what the progress bar shows
         if main:
             self.folder = args.output_dir
             self.path = self.folder / "train_log.csv"
             self.tracker = make_tracker(args)
-            rows = rows_until(step, self.path)
-            self.writer = csv.writer(open(self.path, "w", newline="", buffering=1))
-            self.writer.writerows([COLUMNS, *rows])
+            write_rows(self.path, [COLUMNS, *rows_until(step, self.path)])
             earlier = rows_until(step, self.folder / "validation" / "psnr.csv")
             self.validated = [["step", "psnr"], *earlier]
 
@@ -50,22 +60,28 @@ class Log:
         self.waiting = now
 
     def flush(self):
-        """Write the row that waits, if one does."""
-        if not self.main or not self.waiting:
+        """Read the numbers that wait, if any do, and write their row."""
+        if not self.waiting:
             return
         step, losses, rate, norm, seconds, fixed = self.waiting
         self.waiting = None
         losses = losses().tolist()
-        loss = mean(losses)
         norm = float(norm())
-        values = {"loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        values = {"loss": mean(losses), "learning_rate": rate, "gradient_norm": norm}
         row = [step, *values.values(), f"{seconds:.3f}", " ".join(map(repr, losses))]
         if fixed() is not None:
             values["fixed_batch_loss"] = mean(fixed().tolist())
-        self.writer.writerow([*row, values.get("fixed_batch_loss", "")])
-        self.shown = {"loss": f"{loss:.4f}", "lr": f"{rate:.2e}", "grad_norm": f"{norm:.3f}"}
+        if self.main:
+            self.write([*row, values.get("fixed_batch_loss", "")], values)
+        check_finite(step, values, self.first)
+
+    def write(self, row, values):
+        """Write a row, and show and track its values."""
+        add_row(self.path, row)
+        self.shown = {"loss": f"{values['loss']:.4f}", "lr": f"{values['learning_rate']:.2e}",
+                      "grad_norm": f"{values['gradient_norm']:.3f}"}
         if self.tracker:
-            self.tracker.log(values, step=step)
+            self.tracker.log(values, step=row[0])
 
     def add_validation(self, step, psnr):
         """Say the mean PSNR over the renders of a validation, dB, and write validation/psnr.csv."""
@@ -73,8 +89,7 @@ class Log:
             return
         tqdm.write(f"step {step}: PSNR {psnr:.2f} dB")
         self.validated.append([step, f"{psnr:.3f}"])
-        with open(self.folder / "validation" / "psnr.csv", "w", newline="") as file:
-            csv.writer(file).writerows(self.validated)
+        write_rows(self.folder / "validation" / "psnr.csv", self.validated)
         if self.tracker:
             self.tracker.log({"validation_psnr": psnr}, step=step)
 
@@ -83,6 +98,51 @@ class Log:
         self.flush()
         if self.main:
             plot(self.path, self.folder / "train_curve.png")
+
+
+def check_finite(step, values, first):
+    """NotFinite unless the values of a step are finite, norms not negative. first: of the run."""
+    names = [name for name in values if not math.isfinite(values[name]) or values[name] < 0]
+    if not names:
+        return
+    said = ", ".join(f"{name} {values[name]:.4g}" for name in values if name != "learning_rate")
+    hint = (f"give a learning rate below {values['learning_rate']:g}, and look at the training "
+            "pairs")
+    if step == first:
+        hint = ("no step was taken before it: the weights to begin with hold numbers that are not "
+                "finite, or the training pairs are broken")
+    raise NotFinite(f"stopped at step {step}: {' and '.join(names)} not finite ({said}); nothing "
+                    f"of this step is written as weights; {hint}")
+
+
+@contextlib.contextmanager
+def whole(path):
+    """The name to write a file at, which is moved to `path` if all goes well, or else deleted."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:  # of a disk that is full it has no file name
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_rows(path, rows):
+    """Write a csv file."""
+    with whole(path) as part, open(part, "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+def add_row(path, row):
+    """Add a row to a csv file, all of it or nothing."""
+    before = path.stat().st_size
+    try:
+        with open(path, "a", newline="") as file:
+            csv.writer(file).writerow(row)
+    except OSError as error:
+        os.truncate(path, before)
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def plot(log, picture):
@@ -113,7 +173,8 @@ def plot(log, picture):
     axes[2].plot(steps, column(rows, "gradient_norm"))
     axes[2].set(ylabel="norm", title="Gradients, before clipping", xlabel="step")
     axes[2].xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(picture, dpi=100)
+    with whole(picture) as part:
+        figure.savefig(part, dpi=100, format="png")
     plt.close(figure)
 
 

@@ -86,18 +86,22 @@ def sizes(args, transformer):
     )
 
 
+def planned(args, config=None):
+    """The transformer as a run will train it, on meta; config: by default transformer_id's."""
+    if config is None:
+        config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
+    with torch.device("meta"):
+        transformer = CogVideoXTransformer3DModel.from_config(config)
+        return checkpoint.prepare_weights(args, transformer, None)
+
+
 def needs(args, launch, videos=0, config=None):
     """Bytes that training takes of (each GPU, a machine's host memory), the processes' own aside.
 
     videos: bytes of decoded videos that a process keeps. config: the transformer's, by default that
     of transformer_id.
     """
-    if config is None:
-        config = CogVideoXTransformer3DModel.load_config(pipeline.find_weights(args.transformer_id))
-    with torch.device("meta"):
-        transformer = CogVideoXTransformer3DModel.from_config(config)
-        checkpoint.prepare_weights(args, transformer, None)
-    s = sizes(args, transformer)
+    s = sizes(args, planned(args, config))
     terms = table(s, launch)[args.memory]
     gpu = s.weights + WORK * s.layer + terms.begin + terms.states + terms.passing
     if args.ema_decay:

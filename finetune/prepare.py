@@ -14,7 +14,7 @@ if __name__ == "__main__":  # Ctrl-C while libraries load ends without a traceba
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from finetune import dataset, launch, memory, settings
+from finetune import dataset, disk, launch, memory, settings
 from utils import cogvideox, pipeline
 from utils.cli import InputError
 
@@ -39,6 +39,7 @@ def prepare(args, where=ONE_PROCESS, check_pairs=dataset.check_pairs):
     elif args.do_validation:
         raise InputError("--do_validation True: these pairs have no renders to inpaint; give False")
     memory.check_needs(args, where, kept)
+    disk.check(args)
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))
 
 

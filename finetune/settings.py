@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune import checkpoint
-from utils import pipeline
+from utils import cli, pipeline
 from utils.cli import InputError
 
 RANGES = {
@@ -17,6 +17,7 @@ RANGES = {
     "above 0 and below 1": lambda x: 0 < x < 1,
     "at least 0 and below 1": lambda x: 0 <= x < 1,
 }
+LOCK = ".lock"  # in output_dir, while a run writes there
 PATHS = (
     ("model_path", "base model, a CogVideoX-5b-I2V folder"),
     ("transformer_id", "CogNVS weights to start from"),
@@ -155,6 +156,9 @@ def check_output(args, processes):
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new "
                          "name")
+    if (args.output_dir / LOCK).exists():
+        with cli.lock(args.output_dir / LOCK):
+            pass
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     if state:
         checkpoint.check_resume(args, state, processes)

@@ -12,6 +12,7 @@ import sys
 if __name__ == "__main__":  # Ctrl-C while libraries load ends without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import contextlib
 import json
 import os
 import time
@@ -23,12 +24,13 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from finetune import checkpoint, dataset, evaluation, launch, log, memory, settings
-from finetune.engines import make_engine
+from finetune import checkpoint, dataset, disk, evaluation, launch, log, memory, settings
+from finetune.engines import make_engine, peer_is_gone
 from finetune.interruption import Interruption
 from finetune.loss import denoising_loss
 from finetune.prepare import prepare
 from utils import cli, cogvideox, pipeline
+from utils.cli import InputError
 
 
 @dataclass
@@ -107,7 +109,8 @@ def save_settings(run):
         "files": files,
     }
     text = json.dumps(values, indent=2, default=str)
-    (args.output_dir / "settings.json").write_text(text + "\n")
+    with log.whole(args.output_dir / "settings.json") as part:
+        part.write_text(text + "\n")
 
 
 def optimiser_step(run, step):
@@ -138,32 +141,69 @@ def take_steps(run, interruption):
     main = run.engine.rank == 0
     fixed = evaluation.FixedBatch(run)
     written = log.Log(args, run.start, main)
-    saver = checkpoint.Saver(args, run.engine, run.transformer, run.mean)
-    progress = tqdm(initial=run.start, total=args.train_epochs, unit="step", desc="finetuning",
-                    disable=not main)
-    for step in range(run.start, args.train_epochs):
-        done = step + 1
-        look = step % args.evaluation_steps == 0 or done == args.train_epochs
-        fixed_losses = fixed.loss(run) if look else None
-        began = time.time()
-        losses, norm = optimiser_step(run, step)
-        rate = settings.learning_rate(args, step)
-        written.add(done, losses, rate, norm, time.time() - began, fixed_losses)
-        progress.update()
-        if args.do_validation and done % args.validation_steps == 0:
-            written.add_validation(done, evaluation.validate(run, done))
-        last = interruption.seen(run.engine) or done == args.train_epochs
-        if done % args.checkpointing_steps == 0 or last:
-            written.flush()
-            saver.save(done, last)
-        progress.set_postfix(written.shown)
-        if last:
-            break
-    progress.close()
-    saver.finish()
+    with contextlib.ExitStack() as stack:
+        saver = stack.enter_context(make_saver(run))
+        progress = stack.enter_context(
+            tqdm(initial=run.start, total=args.train_epochs, unit="step", desc="finetuning",
+                 disable=not main))
+        for step in range(run.start, args.train_epochs):
+            done = step + 1
+            look = step % args.evaluation_steps == 0 or done == args.train_epochs
+            fixed_losses = fixed.loss(run) if look else None
+            began = time.time()
+            losses, norm = optimiser_step(run, step)
+            rate = settings.learning_rate(args, step)
+            written.add(done, losses, rate, norm, time.time() - began, fixed_losses)
+            progress.update()
+            last = interruption.seen(run.engine) or done == args.train_epochs
+            validate = args.do_validation and done % args.validation_steps == 0
+            save = done % args.checkpointing_steps == 0 or last
+            if validate or save:
+                written.flush()  # stops the run before anything is made of bad weights
+            if validate:
+                written.add_validation(done, evaluation.validate(run, done))
+            saver.look()
+            if save:
+                saver.save(done, last)
+            progress.set_postfix(written.shown)
+            if last:
+                break
+        saver.finish()
     run.engine.wait()
     written.plot()
     return done
+
+
+def take_finite_steps(run, interruption):
+    """take_steps; where it stops at what is not finite, the first process says what is kept."""
+    try:
+        return take_steps(run, interruption)
+    except log.NotFinite as error:
+        if run.engine.rank:
+            run.engine.wait()  # until that one has ended
+        raise InputError(f"{error}; {checkpoint.kept(run.args.output_dir)}") from error
+
+
+def make_saver(run):
+    """What writes the checkpoints of a run."""
+    sizes = disk.sizes(run.args, run.transformer)
+    return checkpoint.Saver(run.args, run.engine, run.transformer, run.mean, sizes)
+
+
+@contextlib.contextmanager
+def hold(args, engine):
+    """No other run may write to output_dir meanwhile; the first process holds it."""
+    if engine.rank:
+        yield
+        return
+    new = not args.output_dir.exists()
+    try:
+        with cli.lock(args.output_dir / settings.LOCK):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # it stays unless it is empty
+                args.output_dir.rmdir()
 
 
 def train(args, open_pairs=dataset.open_pairs):
@@ -173,16 +213,16 @@ def train(args, open_pairs=dataset.open_pairs):
     """
     log.quiet()
     engine = make_engine(args)
-    memory.limit(args, engine.device)
-    settings.set_steps(args, engine.ranks)
-    run = open_run(args, engine, open_pairs)
-    if engine.rank == 0:
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.remove_leftovers(args.output_dir)
-        save_settings(run)
-    engine.wait()  # a signal ends processes that have not begun, and asks those that have
-    with Interruption() as interruption:
-        done = take_steps(run, interruption)
+    with hold(args, engine):
+        memory.limit(args, engine.device)
+        settings.set_steps(args, engine.ranks)
+        run = open_run(args, engine, open_pairs)
+        if engine.rank == 0:
+            checkpoint.remove_leftovers(args.output_dir)
+            save_settings(run)
+        engine.wait()  # a signal ends processes that have not begun, and asks those that have
+        with Interruption() as interruption:
+            done = take_finite_steps(run, interruption)
     if engine.rank == 0 and done < args.train_epochs:
         print(interruption.said(args, done))
     elif engine.rank == 0:
@@ -197,7 +237,12 @@ def main():
     args = settings.parse_args()
     if args.memory.startswith("single"):
         prepare(args)  # for several processes, prepare.py has done it
-    train(args)
+    try:
+        train(args)
+    except RuntimeError as error:
+        if peer_is_gone(error):
+            raise SystemExit(2) from error
+        raise
 
 
 if __name__ == "__main__":

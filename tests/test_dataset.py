@@ -8,7 +8,7 @@ from conftest import call
 from training import CPU, paired_room, pipe  # noqa: F401
 
 from finetune import dataset
-from utils import video
+from utils import cli, video
 from utils.cli import InputError
 
 
@@ -192,3 +192,35 @@ def test_what_data_gen_makes_is_taken(room):
 def test_a_folder_without_pairs_is_refused(made_room):
     with pytest.raises(InputError, match="no train_render"):
         dataset.check_pairs(made_room, (17, 64, 96))
+
+
+@pytest.mark.parametrize("tags, taken", [
+    (None, True),  # as published
+    ({"program": "another.py", "source": "0"}, True),
+    ({"program": "data_gen.py", "source": "right"}, True),
+    ({"program": "data_gen.py", "source": "0"}, False),
+])
+def test_a_render_of_another_video_is_refused(paired_room, tmp_path, tags, taken):  # noqa: F811
+    folder = shutil.copytree(paired_room, tmp_path / "room")
+    if tags and tags["source"] == "right":
+        tags = tags | {"source": cli.file_hash(folder / "gt_rgb.mp4")}
+    render = folder / "train_render2.mp4"
+    video.write_video(render, video.read_video(render), video.probe(render), tags=tags)
+    if taken:
+        dataset.check_pairs(folder, (17, 64, 96))
+        return
+    with pytest.raises(InputError, match="train_render2.mp4: was made of another gt_rgb.mp4"):
+        dataset.check_pairs(folder, (17, 64, 96))
+
+
+@pytest.mark.parametrize("name, array, message", [
+    ("c2w", np.tile(2 * np.eye(4), (17, 1, 1)), "pose 0 has the last row"),
+    ("c2w", np.tile(np.diag([2, 2, 2, 1.0]), (17, 1, 1)), "pose 0 is scaled"),
+    ("c2w", np.full((17, 4, 4), np.nan), "pose 0 holds numbers that are not finite"),
+    ("intrinsics", np.zeros((17, 3, 3)), "K 0 is 0 0 0"),
+])
+def test_cameras_that_are_none_are_refused(paired_room, tmp_path, name, array, message):  # noqa: F811
+    folder = shutil.copytree(paired_room, tmp_path / "room")
+    np.savez(folder / "train_cameras2.npz", frames=np.arange(17), **{name: array})
+    with pytest.raises(InputError, match=message):
+        dataset.check_pairs(folder, (17, 64, 96))

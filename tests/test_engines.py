@@ -73,7 +73,8 @@ def test_a_state_of_another_model_is_refused(tmp_path):
             engine.begin(0, 0.1)
             engine.backward(engine.model.weight.sum())
             engine.step()
-            engine.save(tmp_path / "state")
+            (tmp_path / "state").mkdir()
+            engine.save(tmp_path / "state", engine.state())
     with pytest.raises(InputError, match="not of this model and version; start anew"):
         engine.load(tmp_path / "state")
 

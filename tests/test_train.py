@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, call, free_port
+from safetensors.torch import save_file
 from training import (  # noqa: F401
     SCRIPT,
     assert_same,
@@ -26,8 +28,8 @@ from training import (  # noqa: F401
     until_step_2,
 )
 
-from finetune import train
-from finetune.log import Log, plot
+from finetune import disk, memory, settings, train
+from finetune.log import Log, NotFinite, add_row, plot
 from utils import cli, pipeline, video
 from utils.cli import InputError
 
@@ -183,6 +185,64 @@ def test_a_program_trains_on_pairs_of_its_own(model, tmp_path, capsys):
     assert names == {"my_checkpoint-2_transformer"}  # limit 0: no state
 
 
+def written(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*"))
+
+
+def assert_fits(sizes, run, kind):
+    """The arithmetic of disk.py is what lies there, and disk.SMALL covers the rest."""
+    weights = run / f"my_checkpoint-3_{kind}"
+    for expected, folder in ((sizes.weights, weights), (sizes.state, run / "checkpoint-3"),
+                             (sizes.mean, run / "my_checkpoint-3_mean")):
+        there = written(folder) if expected else 0
+        assert expected <= there < expected + disk.SMALL / 4, folder
+
+
+def test_what_a_checkpoint_takes_is_known_before(single, model, paired_room):  # noqa: F811
+    values, run = single
+    args = parsed(model, paired_room, run, **values)
+    kind = "lora" if values["training_type"] == "lora" else "transformer"
+    assert_fits(disk.sizes(args, memory.planned(args)), run, kind)
+
+
+def test_a_run_that_the_disk_has_no_room_for_does_not_begin(
+        model, paired_room, tmp_path, capsys, monkeypatch):  # noqa: F811
+    args = flags(model, paired_room, tmp_path / "run")
+    planned = memory.planned(settings.parse_args(args))
+    sizes = disk.sizes(settings.parse_args(args), planned)
+    monkeypatch.setattr(disk, "free", lambda folder: sizes.weights + disk.SMALL)
+    assert call("finetune.train", *args) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --output_dir") and said.count("\n") == 1
+    assert "MiB are free" in said and "checkpointing_limit=0 for weights alone" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+        model, paired_room, tmp_path, capsys):  # noqa: F811
+    weights = Path(shutil.copytree(model / "cognvs_ckpt_inpaint", tmp_path / "nan"))
+    held = tensors(weights)
+    held["norm_out.norm.weight"][0] = float("nan")
+    save_file(held, next(weights.glob("*.safetensors")), {"format": "pt"})
+    folder = tmp_path / "run"
+    args = flags(model, paired_room, folder, transformer_id=weights, train_epochs=2,
+                 checkpointing_steps=1)
+    assert call("finetune.train", *args) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: stopped at step 1: loss") and "the weights to begin with" in said
+    assert [row["loss"] for row in log(folder)] == ["nan"]
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"settings.json", "train_log.csv"}
+
+
+def test_a_second_run_says_who_holds_the_folder(model, paired_room, tmp_path, capsys):  # noqa: F811
+    with cli.lock(tmp_path / "run" / ".lock"):
+        assert call("finetune.train", *flags(model, paired_room, tmp_path / "run")) == 2
+        said = capsys.readouterr().err
+        assert f"process {os.getpid()}" in said and said.count("\n") == 1
+        assert os.listdir(tmp_path / "run") == [".lock"]
+
+
 def test_settings_say_what_the_run_is_made_of(single, model, paired_room):  # noqa: F811
     _, run = single
     kept = json.loads((run / "settings.json").read_text())
@@ -211,6 +271,39 @@ def test_the_log_writes_a_row_when_the_next_step_is_there(tmp_path):
     assert rows[0].startswith("step,loss,learning_rate,gradient_norm,seconds,loss_of_each_rank")
     assert rows[1:4] == ["1,0.5", "2,0.25", "3,1.5,0.001,7.0,0.500,1.0 2.0,"]
     assert rows[4] == "4,1.5,0.001,7.0,0.500,1.0 2.0,0.5"
+
+
+@pytest.mark.parametrize("main", [True, False])
+@pytest.mark.parametrize("loss, norm, fixed", [
+    (float("nan"), 1.0, None), (1.0, float("inf"), None), (1.0, -1.0, None),
+    (1.0, 1.0, float("nan")),
+])
+def test_what_is_not_finite_is_logged_and_stops_every_process(tmp_path, main, loss, norm, fixed):
+    args = SimpleNamespace(output_dir=tmp_path, report_to="none")
+    written = Log(args, 4, main)
+    written.add(5, torch.ones(2), 1e-3, torch.tensor(1.0), 0.5)
+    fixed = None if fixed is None else torch.tensor([fixed, 1.0])
+    written.add(6, torch.tensor([1.0, loss]), 1e-3, norm, 0.5, fixed)
+    with pytest.raises(NotFinite, match="stopped at step 6: .*give a learning rate below 0.001"):
+        written.flush()
+    if main:
+        assert [row["step"] for row in log(tmp_path)] == ["5", "6"]
+
+
+def test_a_row_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "log.csv"
+    add = ("1", "a row that is long enough")
+    path.write_text("step\n")
+    add_row(path, add)
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 7, limits[1]))
+    try:
+        with pytest.raises(OSError, match="log.csv"):
+            add_row(path, add)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
 
 
 def test_the_curve_is_drawn_of_the_log(single, tmp_path):
@@ -308,6 +401,13 @@ def test_two_processes_train_and_write_everything(run):
     assert same == {"patch_embed.pos_embedding"}
     assert "warning" not in said.lower() and "deepspeed" not in said.lower()
     assert "torchao" not in said.lower()
+
+
+def test_what_a_checkpoint_of_two_processes_takes_is_known_before(
+        run, model, paired_room):  # noqa: F811
+    run, _ = run
+    args = parsed(model, paired_room, run, memory="zero2", ema_decay=0.7)
+    assert_fits(disk.sizes(args, memory.planned(args)), run, "transformer")
 
 
 def test_validations_are_shared_and_logged(run):

@@ -16,12 +16,19 @@ DELETE_TRAINING_STATE="${DELETE_TRAINING_STATE:-no}"
 SHARD_SIZE="${SHARD_SIZE:-5GB}"
 python=$(command -v python || command -v python3)
 
+fail() { echo "error: $1" >&2; exit 2; }
+
 convert() {  # convert <run>/checkpoint-N <target folder>
+    latest=$(cat "$1/latest")
+    case "$latest" in
+        "" | . | .. | */*) fail "$1/latest: got '$latest'; expected the name of a folder in $1" ;;
+    esac
     rm -rf "$2.part"
     mkdir "$2.part"
     # ZeRO-2 keeps the bf16 weights whole. demo.py would round the float32 ones to the same.
-    "$python" - "$1/$(cat "$1/latest")/mp_rank_00_model_states.pt" "$2.part" "$SHARD_SIZE" <<'END'
+    "$python" - "$1/$latest/mp_rank_00_model_states.pt" "$2.part" "$SHARD_SIZE" <<'END' ||
 import json
+import os
 import sys
 
 import torch
@@ -29,18 +36,25 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
 path, folder, size = sys.argv[1:]
-state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["module"]
-meta = {name: tensor.to("meta") for name, tensor in state.items()}
 pattern = "diffusion_pytorch_model{suffix}.safetensors"
-plan = split_torch_state_dict_into_shards(meta, filename_pattern=pattern, max_shard_size=size)
-for file, names in plan.filename_to_tensors.items():
-    shard = {name: state[name].clone() for name in names}
-    save_file(shard, f"{folder}/{file}", {"format": "pt"})
-if plan.is_sharded:
-    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-    with open(f"{folder}/diffusion_pytorch_model.safetensors.index.json", "w") as file:
-        json.dump(index, file, indent=2)
+try:
+    state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["module"]
+    meta = {name: tensor.to("meta") for name, tensor in state.items()}
+    plan = split_torch_state_dict_into_shards(meta, filename_pattern=pattern, max_shard_size=size)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {name: state[name].clone() for name in names}
+        save_file(shard, f"{folder}/{file}", {"format": "pt"})
+        os.chmod(f"{folder}/{file}", os.stat(folder).st_mode & 0o666)  # safetensors makes it 0600
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        with open(f"{folder}/diffusion_pytorch_model.safetensors.index.json", "w") as file:
+            json.dump(index, file, indent=2)
+except Exception as error:  # of a file that is broken or not to be trusted, or a disk that is full
+    reason = " ".join(str(error).split()).split("trusted source. ")[-1][:200]
+    print(f"error: {path}: could not be made into weights: {reason}", file=sys.stderr)
+    sys.exit(2)
 END
+        { rm -rf "$2.part"; exit 2; }
     if [ -f "$1/config.json" ]; then  # of this trainer; the published one writes none
         cp "$1/config.json" "$2.part/"
     else
@@ -68,9 +82,7 @@ for run in "$@"; do
     elif [ -f "$checkpoint/config.json" ] || [ -f config.json ]; then
         convert "$checkpoint" "$target"
     else
-        echo "error: neither $checkpoint/config.json nor config.json is there;" \
-            "copy toolbox/config.json here" >&2
-        exit 2
+        fail "no $checkpoint/config.json and no config.json here; copy toolbox/config.json here"
     fi
     if [ "$DELETE_TRAINING_STATE" = yes ]; then
         rm -rf "$checkpoint"
@@ -78,7 +90,5 @@ for run in "$@"; do
     fi
 done
 if [ "$found" = no ]; then
-    echo "error: no */$CHECKPOINT_DIR of a training run in $(pwd);" \
-        "set CHECKPOINT_DIR to the step that is there" >&2
-    exit 2
+    fail "no */$CHECKPOINT_DIR of a run in $(pwd); set CHECKPOINT_DIR to a step that is there"
 fi

@@ -330,12 +330,36 @@ def pick_dtype(name, device):
 
 
 def save_whole(save, folder):
-    """save(another folder), which takes this one's place when it is whole."""
+    """save(another folder), which takes this one's place when it is whole. OSError if it cannot."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    save(part)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        save(part)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise OSError(f"{folder}: could not be written: {error}") from error
+    for file in part.iterdir():  # safetensors lets their owner alone read them
+        file.chmod(part.stat().st_mode & 0o666)
+    put_in_place(part, folder)
+
+
+def put_in_place(part, folder):
+    """Give a folder that is whole its name. One of that name goes, once the new one is there."""
+    bring_back(folder)
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
+        folder.replace(old)
     part.replace(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def bring_back(folder):
+    """Undo a put_in_place that was killed between its two steps."""
+    old = folder.with_name(f"{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.replace(folder)
 
 
 def save_adapter(transformer, folder, weights):

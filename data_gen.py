@@ -260,9 +260,12 @@ def write_set(args, warper, cameras, number, tags, progress):
     """
     seq = warper.seq
     render, mask, cameras_file = set_paths(args, number)
+    audio = None
+    if args.mode == "eval" and not cameras.frozen and video.has_audio(seq.rgb_path):
+        audio = seq.rgb_path
     holes = []
     with (
-        video.VideoWriter(render, seq.info, args.crf, tags=tags) as render_writer,
+        video.VideoWriter(render, seq.info, args.crf, tags=tags, audio=audio) as render_writer,
         video.VideoWriter(mask, seq.info, mask=True, tags=tags) as mask_writer,
     ):
         chunks = source_chunks(seq, cameras.frames, batch_size(warper.device))

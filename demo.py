@@ -92,6 +92,7 @@ class Job:
     info: video.VideoInfo
     mask: Path | None
     source: Path | None  # to show beside it
+    audio: Path | None  # the video whose sound it gets
     tags: dict  # what the output is made of
 
     @property
@@ -135,7 +136,8 @@ def find_jobs(args, made_of):
         mask = find_mask(render, info)
         tags = {"render": cli.file_hash(render), "mask": mask and cli.file_hash(mask)} | made_of
         output = args.output_dir / f"{render.stem}_out.mp4"
-        job = Job(render, output, info, mask, None, tags)
+        audio = find_audio(args.data_path, render, info)
+        job = Job(render, output, info, mask, None, audio, tags)
         if is_done(args, job):
             continue
         if args.compare:
@@ -192,6 +194,23 @@ def find_source(data_path, info):
         return path
     print(f"note: {path} has {frames} frames, the render {info.frames}; it is left out")
     return None
+
+
+def find_audio(data_path, render, info):
+    """The video whose sound belongs to a render, or None: the render itself.
+
+    For one that does not say what it was made of, as the published ones, it is the source if that
+    is of its length and rate.
+    """
+    if video.has_audio(render):
+        return render
+    source = data_path / "gt_rgb.mp4"
+    if video.made_of(render) or not source.is_file():
+        return None
+    with contextlib.suppress(InputError):  # a source that is no video has no sound
+        of_source = video.probe(source)
+        same = (of_source.frames, of_source.fps) == (info.frames, info.fps)
+        return source if same and video.has_audio(source) else None
 
 
 def say_if_stretched(job, model_size):
@@ -305,15 +324,17 @@ class OutputWriter:
         if args.helper:  # another process writes what this one helped to make
             return
         size = windows.output_size(args.fit, (job.info.height, job.info.width), args.clip_shape[1:])
-        fps = Fraction(args.fps).limit_denominator(1001) if args.fps else job.info.fps
-        info = replace(job.info, height=size[0], width=size[1], fps=fps)
+        info = replace(job.info, height=size[0], width=size[1])
+        if args.fps:
+            info = info.at_rate(Fraction(args.fps).limit_denominator(1001))
         self.output = self.open(job.output, info)
         if args.compare:
             wide = replace(info, width=info.width * (3 if job.source else 2))
             self.compared = self.open(job.compared, wide)
 
     def open(self, path, info):
-        writer = video.VideoWriter(path, info, self.args.crf, tags=self.job.tags)
+        audio = None if self.args.fps else self.job.audio
+        writer = video.VideoWriter(path, info, self.args.crf, tags=self.job.tags, audio=audio)
         return self.files.enter_context(writer)
 
     def tell(self, stage):

@@ -12,6 +12,7 @@ import reference_warp
 import torch
 from conftest import ROOT, call
 from skimage.data import stereo_motorcycle
+from test_video import encode
 
 import data_gen
 from toolbox.synthetic import clips, scenes
@@ -392,3 +393,13 @@ def test_two_runs_on_one_folder_are_told_apart(room, capsys):
     with cli.lock(room / ".data_gen_eval.lock"):
         refused(room, capsys, "is being written to by process", "--mode", "eval")
     assert run(room, "--mode", "eval", "--trajs", "arc_up:1") == 0
+
+
+def test_a_new_view_has_the_sound_of_the_video_unless_time_stands_still(room):
+    frames = video.read_video(room / "gt_rgb.mp4")
+    encode(room / "gt_rgb.mp4", frames, sound=2)
+    assert run(room, "--mode", "eval", "--trajs", "orbit_left:5,bullet_time:5") == 0
+    assert run(room, "--mode", "train", "--num_train_render", 1) == 0
+    names = "eval_render1", "eval_mask1", "eval_render2", "train_render1"
+    heard = [video.has_audio(room / f"{name}.mp4") for name in names]
+    assert heard == [True, False, False, False]

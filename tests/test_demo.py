@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import call
+from test_video import encode
 
 import demo as program
 from utils import cli, video
@@ -432,3 +434,28 @@ def test_two_runs_do_not_write_one_output(model, renders, capsys):
         assert "is being written to by process" in capsys.readouterr().err
         assert demo(model, renders, "eval_render2.mp4") == 0
     assert demo(model, renders, "eval_render1.mp4") == 0
+
+
+def test_an_output_has_the_sound_of_its_render_or_of_the_source_it_shows(model, renders):
+    source = video.read_video(renders / "gt_rgb.mp4")
+    fps = video.probe(renders / "eval_render1.mp4").fps
+    encode(renders / "gt_rgb.mp4", source, rate=int(fps), sound=2)
+    encode(renders / "eval_render3.mp4", source[:9], rate=7, sound=2)
+    assert demo(model, renders, "eval_render*.mp4") == 0
+    outputs = [renders / "outputs" / f"eval_render{i}_out.mp4" for i in (1, 2, 3)]
+    assert list(map(video.has_audio, outputs)) == [True, False, True]  # 2 is longer
+    assert demo(model, renders, "eval_render3.mp4", "--fps", 5) == 0
+    assert not video.has_audio(outputs[2]) and video.probe(outputs[2]).fps == 5
+
+
+def test_an_output_keeps_the_times_of_its_render(model, renders):
+    frames = video.read_video(renders / "gt_rgb.mp4")
+    times = tuple(Fraction(t * t, 300) for t in range(18))
+    given = replace(video.probe(renders / "gt_rgb.mp4"), times=times)
+    video.write_video(renders / "eval_render5.mp4", frames, given)
+    assert demo(model, renders, "eval_render5.mp4", "--compare") == 0
+    for name in ("out", "compare"):
+        assert video.probe(renders / "outputs" / f"eval_render5_{name}.mp4").times == times
+    assert demo(model, renders, "eval_render5.mp4", "--fps", 8) == 0
+    made = video.probe(renders / "outputs" / "eval_render5_out.mp4")
+    assert (made.times, made.fps, made.frames) == (None, 8, 17)

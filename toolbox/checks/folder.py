@@ -9,12 +9,11 @@ import data_gen
 import demo
 from finetune import dataset
 from toolbox import side_by_side
-from utils import cli, cogvideox, fusion, sequence, trajectory, video, windows
+from utils import cli, cogvideox, sequence, trajectory, video, windows
 from utils.cli import InputError
 
 CLIP = 49  # frames of the full-size model's clip
 VIEW = 2, 150  # degrees that a field of view lies between, of a K in pixels of its depth map
-SMALL = 240  # pixels of width that show well enough whether surfaces stand still
 
 
 def look(report, args, configs):
@@ -39,11 +38,13 @@ def geometry(report, seq, files, trajs):
     known = k_file and report.check("K", sequence.open_sequence, path, depth_file, k_file)
     if known or not k_file:
         seq = known or seq
+        for note in seq.notes:
+            report.note("K", note)
         report.check("K", field_of_view, report, seq, bool(known))
-    posed = c2w_file and report.check("poses", sequence.open_sequence, path, depth_file, None,
-                                      c2w_file)
+    posed = c2w_file and report.check("poses", sequence.open_sequence, path, depth_file,
+                                      k_file if known else None, c2w_file)
     if posed:
-        report.check("poses", motion, report, posed.c2w, seq, moments, frames)
+        report.check("poses", motion, report, posed.c2w)
     report.check("paths", holes, report, trajs, seq, moments, frames)
 
 
@@ -124,31 +125,14 @@ def pixels_and_depth(seq, frames, at):
     return np.stack([frames[i] for i in at]), torch.cat([seq.depth(i, i + 1) for i in at])
 
 
-def motion(report, c2w, seq, moments, frames):
-    """Say how the camera moves; InputError if the poses explain the video only when inverted."""
+def motion(report, c2w):
+    """Say how the camera moves."""
     steps = np.linalg.norm(np.diff(c2w[:, :3, 3], axis=0), axis=1)
     turned = c2w[0, :3, :3].T @ c2w[:, :3, :3]
     cosine = (np.trace(turned, axis1=1, axis2=2) - 1) / 2
     angle = np.degrees(np.arccos(cosine.clip(-1, 1))).max()
-    still = share_still(c2w, seq, moments, frames)
-    inverted = share_still(np.linalg.inv(c2w), seq, moments, frames)
-    if inverted > 0.1 and inverted > 2 * still:
-        raise InputError(f"as camera to world, {still:.0%} of the pixels stand still; the other "
-                         f"way round {inverted:.0%}: these are world to camera; invert them")
     report.line("poses", f"a way of {steps.sum():.3g}, at most {steps.max(initial=0):.2g} a frame; "
-                f"turns by up to {angle:.1f} degrees; {still:.0%} of the pixels stand still")
-
-
-def share_still(c2w, seq, moments, frames):
-    """Share of pixels of three moments that poses show to stand still."""
-    step = -(-seq.info.width // SMALL)
-    pixels, z = pixels_and_depth(seq, frames, moments)
-    pixels = video.to_signed(torch.from_numpy(pixels[:, ::step, ::step].copy()))
-    k = torch.from_numpy(seq.intrinsics[moments].copy())
-    k[:, :2] /= step
-    poses = torch.from_numpy(c2w[moments].copy())
-    still = fusion.static_depth(pixels, z[:, ::step, ::step].contiguous(), poses, k)
-    return (still > 0).float().mean().item()
+                f"turns by up to {angle:.1f} degrees")
 
 
 def holes(report, trajs, seq, moments, frames):
@@ -168,8 +152,9 @@ def holes(report, trajs, seq, moments, frames):
 def renders(report, path, info, depth_file):
     """Look at the renders of both modes; and at the training pairs, if those are sound."""
     depth_file = path / depth_file
-    size = depth_file.stat().st_size if depth_file.is_file() else None
-    facts = {"source": cli.file_hash(path / "gt_rgb.mp4"), "size of depth": size}
+    facts = {"source": cli.file_hash(path / "gt_rgb.mp4")}
+    if depth_file.is_file():
+        facts["depth"] = cli.file_hash(depth_file)
     for mode in ("train", "eval"):
         found = sorted(path.glob(f"{mode}_render*.mp4"))
         made_of = [report.check(file.name, render, file, info, facts) for file in found]
@@ -198,14 +183,11 @@ def render(path, source, facts):
     demo.find_mask(path, info)
     cameras = path.with_name(f"{path.stem.replace('render', 'cameras')}.npz")
     if cameras.is_file():
-        trajectory.read_cameras(cameras, sequence.video_intrinsics(None, source, None))
+        trajectory.read_cameras(cameras, sequence.video_intrinsics(None, source, None)[0])
     made_of = video.made_of(path) or {}
-    if made_of.get("source", facts["source"]) != facts["source"]:
-        raise InputError(f"{path}: was made of another gt_rgb.mp4; {again}")
-    size = made_of.get("depth", [None, None])[1]
-    if None not in (size, facts["size of depth"]) and size != facts["size of depth"]:
-        raise InputError(f"{path}: was made of a depth file of {size} bytes; this one has "
-                         f"{facts['size of depth']}; {again}")
+    for what, name in (("source", "gt_rgb.mp4"), ("depth", "depth")):
+        if what in facts and made_of.get(what, facts[what]) != facts[what]:
+            raise InputError(f"{path}: was made of another {name}; {again}")
     return made_of
 
 

@@ -240,7 +240,7 @@ def test_intrinsics_come_back_at_the_videos_size(tmp_path):
     size = estimate_depth.fit_size(info.height, info.width, estimate_depth.MAP_SIDE)
     assert size == (518, 920) and estimate_depth.fit_size(64, 96, 518) == (64, 96)
     sequence.save_array(tmp_path / "k.npy", estimate_depth.depth_map_intrinsics(info, size, 1500))
-    k = sequence.video_intrinsics(tmp_path / "k.npy", info, size)
+    k = sequence.video_intrinsics(tmp_path / "k.npy", info, size)[0]
     np.testing.assert_allclose(k[0], [[1500, 0, 960], [0, 1500, 540], [0, 0, 1]], rtol=1e-6)
 
 

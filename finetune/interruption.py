@@ -7,6 +7,7 @@ import time
 import torch
 
 from finetune import launch, log
+from utils import cli
 
 SAID = b"\ninterrupted: finishing the step and writing a checkpoint; once more stops at once\n"
 
@@ -35,7 +36,7 @@ class Interruption:
             signal.signal(each, signal.SIG_IGN)
         if not self.launched or os.environ.get("RANK") == "0":
             os.write(2, SAID)  # print() may be at work when the signal comes
-        time.sleep(launch.TWICE)  # a program that sends it twice at once means it once
+        time.sleep(cli.TWICE)  # a program that sends it twice at once means it once
         for each in self.signals:
             signal.signal(each, signal.SIG_DFL)
 

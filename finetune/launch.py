@@ -31,7 +31,6 @@ GO_ON = "to go on, start it again, with --resume_from_checkpoint latest if it wr
 STOPPED = 128 + signal.SIGTERM  # exit code of a process that has stopped as it was asked to
 TELL = "COGNVS_TELL"  # the file descriptor where a process tells what ended it
 GRACE = 1.0  # seconds in which others may fail too, after a first
-TWICE = 0.2  # seconds in which a signal is the same one again: timeout sends two
 
 
 def run(main):
@@ -74,7 +73,7 @@ class Processes:
 
     def note(self, number, frame):
         """A signal came: the first asks all to stop, a second one ends them."""
-        again = self.asked and time.monotonic() - self.since > TWICE
+        again = self.asked and time.monotonic() - self.since > cli.TWICE
         if again:
             self.send(signal.SIGKILL)
         elif not self.asked:

@@ -24,6 +24,7 @@ import zlib
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -35,6 +36,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from finetune import hosts
 from toolbox import run_all
 from toolbox.geometry import convert_depth
 from utils import pipeline, sequence, trajectory, video
@@ -591,5 +593,20 @@ def test_records_name_results_of_their_folder_or_are_refused(folder, data):
         assert (folder / name).parent == folder and Path(name).name == name not in ("..", ".")
 
 
-# The accelerate configuration's reader belongs here: its text as `accelerate config` writes it,
-# mutated(), and YAML with aliases, tags, deep nesting and values of other types.
+ACCELERATE = (ROOT / "finetune" / "accelerate_config.yaml").read_bytes()
+YAMLS = [ACCELERATE, b"a: &a [1, 2]\nb: *a\n? [x]\n: !!python/object:os.system {}\n",
+        ACCELERATE.replace(b"num_processes: 2", b"num_processes: 1e9\nuse_cpu: true")]
+
+
+@given(mutated(YAMLS) | jsons({"num_processes": 2, "deepspeed_config": {"zero_stage": 2}}))
+@fuzz(30)
+def test_an_accelerate_configuration_means_processes_or_is_refused(folder, data):
+    path = folder / "accelerate.yaml"
+    path.write_bytes(data)
+    run = SimpleNamespace(memory="zero2", batch_size=1, gradient_accumulation_steps=1,
+                          max_grad_norm=1.0)
+    found = judge(lambda: hosts.read(path, run), path)
+    if found:
+        assert 1 <= found.machines <= found.processes <= hosts.MOST
+        assert found.here * found.machines == found.processes
+        assert json.loads(found.deepspeed)["zero_optimization"]["stage"] == 2

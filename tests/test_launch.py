@@ -14,6 +14,7 @@ from conftest import ROOT
 
 from finetune import hosts, launch
 from finetune.interruption import Interruption
+from utils import cli
 from utils.cli import InputError
 
 TELLS = "os.write(int(os.environ['COGNVS_TELL']), {!r}); os._exit({})"
@@ -87,7 +88,7 @@ def test_a_second_signal_ends_what_does_not_stop(together, capfd):
     wait_for("ready", capfd, 1)
     made.note(signal.SIGINT, None)
     assert made.codes() == [None]
-    time.sleep(1.5 * launch.TWICE)
+    time.sleep(1.5 * cli.TWICE)
     made.note(signal.SIGINT, None)
     assert made.wait() == 130
 

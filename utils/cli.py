@@ -16,6 +16,8 @@ import threading
 import time
 from pathlib import Path
 
+TWICE = 0.2  # seconds in which a signal is the same one again: timeout sends two
+
 
 class InputError(ValueError):
     """A user's mistake; the message says in one line what was got, what is expected, what to do."""
@@ -77,6 +79,9 @@ def interruptible():
     """While it is entered, the first Ctrl-C or SIGTERM raises Interrupted in the main thread."""
 
     def stop(number, frame):
+        for name in before:
+            signal.signal(name, signal.SIG_IGN)
+        time.sleep(TWICE)
         for name in before:  # the second one
             signal.signal(name, signal.SIG_DFL)
         raise Interrupted(number)

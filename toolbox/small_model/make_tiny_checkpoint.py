@@ -19,7 +19,7 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import cli
+from utils import cli, pipeline
 from utils.pipeline import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 
 TRANSFORMER = json.loads((Path(__file__).resolve().parents[1] / "config.json").read_text())
@@ -175,7 +175,7 @@ def save_models(args):
         model = make(config, dtype, device)
         if args.size != "small":
             randomise(model)
-        model.save_pretrained(folder)
+        pipeline.save_whole(model.save_pretrained, folder)
         print(f"wrote {folder}")
 
 

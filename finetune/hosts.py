@@ -13,7 +13,7 @@ import yaml
 
 from utils.cli import InputError
 
-MOST_BYTES = 2**16  # of a file
+MOST_BYTES = 2**14  # of a file
 MOST = 4096  # processes, machines
 TAKEN_OUT = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
              "gradient_clipping", "optimizer", "scheduler", "fp16", "amp")  # the script says them

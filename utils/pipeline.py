@@ -492,7 +492,9 @@ def user_cache():
 @torch.no_grad()
 def encode_empty_prompt(model_path, length, dtype):
     """The embedding of "" by the base's tokenizer and text encoder, with the pipeline's method."""
-    from transformers import T5EncoderModel, T5Tokenizer
+    from transformers import T5EncoderModel, T5Tokenizer, logging
+
+    logging.set_verbosity_error()  # tensors that are missing are told below, in one line
 
     folder = model_path / "tokenizer"
     if not (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file():

@@ -43,11 +43,17 @@ def parse_args():
     add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     args = parser.parse_args()
     for name in ("frames", "height", "width", "focal", "pattern_scale", "fps", "depth_scale"):
-        if getattr(args, name) <= 0:
+        if not 0 < getattr(args, name) < np.inf:
             raise InputError(f"--{name} {getattr(args, name)}: expected above 0")
+    if not 0.1 <= args.fps <= 1000:
+        raise InputError(f"--fps {args.fps}: expected 0.1 to 1000 frames a second")
+    if not 0 <= args.crf <= 51:
+        raise InputError(f"--crf {args.crf}: expected 0 (best) to 51")
+    if not any(args.trajs.glob("*.txt")):
+        raise InputError(f"--trajs {args.trajs}: expected a folder of camera paths, .txt")
     if round(args.depth_scale * min(args.height, args.width)) < 1:
         raise InputError(f"--depth_scale {args.depth_scale}: a depth map would have no pixels")
-    if args.lens_blur < 0:
+    if not 0 <= args.lens_blur < np.inf:
         raise InputError(f"--lens_blur {args.lens_blur}: expected 0 or more")
     return args
 

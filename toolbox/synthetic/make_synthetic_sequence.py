@@ -49,7 +49,7 @@ def parse_args():
         raise InputError(f"--fps {args.fps}: expected 0.1 to 1000 frames a second")
     if not 0 <= args.crf <= 51:
         raise InputError(f"--crf {args.crf}: expected 0 (best) to 51")
-    if not any(args.trajs.glob("*.txt")):
+    if not args.trajs.is_dir():
         raise InputError(f"--trajs {args.trajs}: expected a folder of camera paths, .txt")
     if round(args.depth_scale * min(args.height, args.width)) < 1:
         raise InputError(f"--depth_scale {args.depth_scale}: a depth map would have no pixels")

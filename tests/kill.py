@@ -28,12 +28,14 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from conftest import ROOT, call
+
 from finetune import checkpoint
 from utils import cli, pipeline, video
 
 FRAMES, HEIGHT, WIDTH = 17, 32, 48
+RENDERS = 16  # that data_gen makes
 SIZE = ("--frames", FRAMES, "--height", HEIGHT, "--width", WIDTH)
 UNFINISHED = (".part", ".lock", ".old")  # endings of names that are not final
 FROM = 0.3  # share of a run's duration before which nobody kills: imports
@@ -47,7 +49,7 @@ COUNTS = ("kills", "survived", "lives", "faults")
 
 def data_gen(folder):
     return [sys.executable, "data_gen.py", "--data_path", folder / "room", "--mode", "train",
-            "--num_train_render", 16, "--device", "cpu"]
+            "--num_train_render", RENDERS, "--device", "cpu"]
 
 
 def demo(folder):
@@ -103,17 +105,15 @@ def start(command, folder, log):
 def make_inputs(folder):
     """What all programs begin with: model, room with pairs and renders, trajs, runs, tmp."""
     folder.mkdir(parents=True)
+    room = ("--data_path", folder / "room", "--device", "cpu")
     steps = (
-        ("toolbox/small_model/make_tiny_checkpoint.py", "--output_dir", folder / "model", *SIZE),
-        ("toolbox/synthetic/make_synthetic_sequence.py", "--output_dir", folder / "room", *SIZE),
-        ("data_gen.py", "--data_path", folder / "room", "--mode", "train",
-         "--num_train_render", 2, "--device", "cpu"),
-        ("data_gen.py", "--data_path", folder / "room", "--mode", "eval", "--device", "cpu",
-         "--trajs", "orbit_left:5,dolly_in:0.1"),
+        ("toolbox.small_model.make_tiny_checkpoint", "--output_dir", folder / "model", *SIZE),
+        ("toolbox.synthetic.make_synthetic_sequence", "--output_dir", folder / "room", *SIZE),
+        ("data_gen", *room, "--mode", "train", "--num_train_render", 2),
+        ("data_gen", *room, "--mode", "eval", "--trajs", "orbit_left:5,dolly_in:0.1"),
     )
     for command in steps:
-        code = start([sys.executable, *command], folder, folder.with_suffix(".log")).wait()
-        assert code == 0, folder.with_suffix(".log").read_text()
+        assert call(*command) == 0
     (folder / "trajs").mkdir()
     (folder / "trajs/path.txt").write_text("0 3\n0 0\n0 0\n")
     (folder / "tmp").mkdir()

@@ -2,7 +2,7 @@
 
     python tests/kill.py --kills 60 --seed 0
 
-Only the process that a user sees is killed, by SIGKILL, up to three times before it may end. After
+Only the process that a user sees is killed, by SIGKILL, up to five times before it may end. After
 each kill nothing that it started may run on, and every file under a final name must be whole. When
 the same command has ended, all files must be those of a run that nobody killed, and no other file
 may be left. A line a fault, then a table; exit code 1 if there was a fault.
@@ -99,7 +99,8 @@ def start(command, folder, log):
                                 "SHARD_SIZE": "50KB"}
     with open(log, "a") as file:
         return subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stdout=file,
-                                stderr=file, stdin=subprocess.DEVNULL, start_new_session=True)
+                                stderr=file, stdin=subprocess.DEVNULL, start_new_session=True,
+                                preexec_fn=cli.end_with_parent)
 
 
 def make_inputs(folder):
@@ -329,7 +330,7 @@ def kill_all(cases, kills, seed):
         while bar.n < kills:
             case = cases[life % len(cases)]
             before = rng.getrandbits(32)
-            made, faults = live(case, random.Random(before), min(rng.randint(1, 3), kills - bar.n))
+            made, faults = live(case, random.Random(before), min(rng.randint(1, 5), kills - bar.n))
             for line in faults:
                 tqdm.write(f"{case.name}, life {life} of --seed {seed}: {line}", file=sys.stderr)
             add(case.counts, made, faults)

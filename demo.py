@@ -100,6 +100,11 @@ class Job:
         """Where --compare writes."""
         return self.output.with_name(f"{self.output.stem.removesuffix('_out')}_compare.mp4")
 
+    @property
+    def lock(self):
+        """The lock file of a run that writes these."""
+        return self.output.with_name(f".{self.output.stem}.lock")
+
 
 def find_renders(args):
     """The renders that --mp4_name means, in order of name, each for an output of its own."""
@@ -139,6 +144,7 @@ def find_jobs(args, made_of):
         audio = find_audio(args.data_path, render, info)
         job = Job(render, output, info, mask, None, audio, tags)
         if is_done(args, job):
+            delete_left_lock(job)
             continue
         if args.compare:
             job = replace(job, source=find_source(args.data_path, info))
@@ -171,6 +177,13 @@ def is_done(args, job):
     if done:
         print(f"{job.output} exists and is kept: its render, weights and settings are the same")
     return done
+
+
+def delete_left_lock(job):
+    """Delete the lock of a run that was killed; what another run holds stays."""
+    if job.lock.exists():
+        with contextlib.suppress(InputError, OSError), cli.lock(job.lock):
+            pass
 
 
 def find_mask(render, info):
@@ -491,7 +504,7 @@ def lock_outputs(args, jobs):
     """A context in which no other run writes the outputs of these jobs."""
     locks = contextlib.ExitStack()
     for job in () if args.helper else jobs:
-        locks.enter_context(cli.lock(args.output_dir / f".{job.output.stem}.lock"))
+        locks.enter_context(cli.lock(job.lock))
         for path in (job.output, job.compared):  # of a run that was killed
             path.with_name(f"{path.name}.part").unlink(missing_ok=True)
     return locks

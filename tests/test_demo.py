@@ -422,6 +422,7 @@ def test_an_interrupted_run_leaves_whole_outputs_and_goes_on(
     assert [path.name for path in (renders / "outputs").iterdir()] == ["eval_render1_out.mp4"]
     left = renders / "outputs" / "eval_render2_out.mp4.part"
     left.write_bytes(b"of a run that was killed")
+    (renders / "outputs" / ".eval_render1_out.lock").touch()
     assert demo(model, renders, "eval_render*.mp4") == 0
     assert "eval_render1_out.mp4 exists and is kept" in capsys.readouterr().out
     names = sorted(path.name for path in (renders / "outputs").iterdir())

@@ -73,6 +73,8 @@ def test_a_resume_equals_no_interruption(single, model, paired_room, tmp_path): 
     kind = "lora" if values["training_type"] == "lora" else "transformer"
     ours = tensors(resumed / f"my_checkpoint-3_{kind}")
     assert_same(ours, tensors(run / f"my_checkpoint-3_{kind}"))
+    for file in (run / f"my_checkpoint-3_{kind}").glob("*.json"):
+        assert (resumed / file.relative_to(run)).read_text() == file.read_text()
     assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
     before = tensors(run / f"my_checkpoint-2_{kind}")
     same = {name for name in ours if torch.equal(ours[name], before[name])}

@@ -27,9 +27,13 @@ convert() {  # convert <run>/checkpoint-N <target folder>
     mkdir "$2.part"
     # ZeRO-2 keeps the bf16 weights whole. demo.py would round the float32 ones to the same.
     "$python" - "$1/$latest/mp_rank_00_model_states.pt" "$2.part" "$SHARD_SIZE" <<'END' ||
+import ctypes
 import json
 import os
+import signal
 import sys
+
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: to end when this script does
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards

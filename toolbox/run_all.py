@@ -21,7 +21,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -300,14 +299,12 @@ def finetune(args, stage):
     config = (SCRIPT.parent / "accelerate_config.yaml").read_text()
     for name, value in (("gpu_ids", "all"), ("num_processes", args.num_processes)):
         config = re.sub(f"^{name}:.*", f"{name}: {value}", config, flags=re.M)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-        file.write(config)
-        file.flush()
-        return run("sh", SCRIPT, "--model_path", args.model_path, "--output_dir", args.output_dir,
-                   "--transformer_id", args.transformer_id, "--base_dir_input", args.data_path,
-                   "--memory", args.memory, "--total_samples", 0,
-                   "--resume_from_checkpoint", resume, *options,
-                   accelerate_config=file.name, CUDA_VISIBLE_DEVICES=",".join(visible))
+    file = args.output_dir / "run_all_accelerate.yaml"  # a temporary one would outlive a kill
+    file.write_text(config)
+    return run("sh", SCRIPT, "--model_path", args.model_path, "--output_dir", args.output_dir,
+               "--transformer_id", args.transformer_id, "--base_dir_input", args.data_path,
+               "--memory", args.memory, "--total_samples", 0, "--resume_from_checkpoint", resume,
+               *options, accelerate_config=str(file), CUDA_VISIBLE_DEVICES=",".join(visible))
 
 
 def inference_stage(args, renders, weights):

@@ -283,6 +283,7 @@ def load_model(cls, path, dtype):
     if missing:
         raise InputError(f"{path}: {len(missing)} tensors of its config.json are missing (such as "
                          f"{missing[0]}); download it again")
+    model.register_to_config(_name_or_path="")  # saved weights do not tell from where it came
     return model.requires_grad_(False).eval()
 
 

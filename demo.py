@@ -141,11 +141,11 @@ def find_jobs(args, made_of):
         mask = find_mask(render, info)
         tags = {"render": cli.file_hash(render), "mask": mask and cli.file_hash(mask)} | made_of
         output = args.output_dir / f"{render.stem}_out.mp4"
-        audio = find_audio(args.data_path, render, info)
-        job = Job(render, output, info, mask, None, audio, tags)
+        job = Job(render, output, info, mask, None, None, tags)
         if is_done(args, job):
             delete_left_lock(job)
             continue
+        job = replace(job, audio=find_audio(args.data_path, render, info))
         if args.compare:
             job = replace(job, source=find_source(args.data_path, info))
         if args.fit == "stretch":

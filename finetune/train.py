@@ -193,17 +193,9 @@ def make_saver(run):
 @contextlib.contextmanager
 def hold(args, engine):
     """No other run may write to output_dir meanwhile; the first process holds it."""
-    if engine.rank:
+    lock = contextlib.nullcontext() if engine.rank else cli.lock(args.output_dir / settings.LOCK)
+    with lock:
         yield
-        return
-    new = not args.output_dir.exists()
-    try:
-        with cli.lock(args.output_dir / settings.LOCK):
-            yield
-    finally:
-        if new:
-            with contextlib.suppress(OSError):  # it stays unless it is empty
-                args.output_dir.rmdir()
 
 
 def train(args, open_pairs=dataset.open_pairs):

@@ -98,8 +98,7 @@ def model_files(folder, single):
     index = folder / f"{single}.index.json"
     if not index.is_file():
         return [folder / single]
-    names = sorted(set(pipeline.read_json(index)["weight_map"].values()))
-    return [folder / name for name in names]
+    return [folder / name for name in sorted(pipeline.files_of_index(index))]
 
 
 def headers(files):

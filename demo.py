@@ -143,7 +143,8 @@ def find_jobs(args, made_of):
         output = args.output_dir / f"{render.stem}_out.mp4"
         job = Job(render, output, info, mask, None, None, tags)
         if is_done(args, job):
-            delete_left_lock(job)
+            with contextlib.suppress(InputError, OSError):  # what another run holds stays
+                cli.check_free(job.lock)
             continue
         job = replace(job, audio=find_audio(args.data_path, render, info))
         if args.compare:
@@ -177,13 +178,6 @@ def is_done(args, job):
     if done:
         print(f"{job.output} exists and is kept: its render, weights and settings are the same")
     return done
-
-
-def delete_left_lock(job):
-    """Delete the lock of a run that was killed; what another run holds stays."""
-    if job.lock.exists():
-        with contextlib.suppress(InputError, OSError), cli.lock(job.lock):
-            pass
 
 
 def find_mask(render, info):

@@ -1,6 +1,5 @@
 """The log of a run: train_log.csv, train_curve.png, validations, and a tracker if one is wanted."""
 
-import contextlib
 import csv
 import logging
 import math
@@ -10,6 +9,7 @@ import warnings
 import torch
 from tqdm import tqdm
 
+from utils import files
 from utils.cli import InputError
 
 COLUMNS = ("step", "loss", "learning_rate", "gradient_norm", "seconds", "loss_of_each_rank",
@@ -115,22 +115,9 @@ def check_finite(step, values, first):
                     f"of this step is written as weights; {hint}")
 
 
-@contextlib.contextmanager
-def whole(path):
-    """The name to write a file at, which is moved to `path` if all goes well, or else deleted."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        yield part
-        part.replace(path)
-    except OSError as error:  # of a disk that is full it has no file name
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def write_rows(path, rows):
     """Write a csv file."""
-    with whole(path) as part, open(part, "w", newline="") as file:
+    with files.whole(path) as part, open(part, "w", newline="") as file:
         csv.writer(file).writerows(rows)
 
 
@@ -173,7 +160,7 @@ def plot(log, picture):
     axes[2].plot(steps, column(rows, "gradient_norm"))
     axes[2].set(ylabel="norm", title="Gradients, before clipping", xlabel="step")
     axes[2].xaxis.get_major_locator().set_params(integer=True)
-    with whole(picture) as part:
+    with files.whole(picture) as part:
         figure.savefig(part, dpi=100, format="png")
     plt.close(figure)
 

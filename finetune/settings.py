@@ -156,9 +156,7 @@ def check_output(args, processes):
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new "
                          "name")
-    if (args.output_dir / LOCK).exists():
-        with cli.lock(args.output_dir / LOCK):
-            pass
+    cli.check_free(args.output_dir / LOCK)
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     if state:
         checkpoint.check_resume(args, state, processes)

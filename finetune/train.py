@@ -29,7 +29,7 @@ from finetune.engines import make_engine, peer_is_gone
 from finetune.interruption import Interruption
 from finetune.loss import denoising_loss
 from finetune.prepare import prepare
-from utils import cli, cogvideox, pipeline
+from utils import cli, cogvideox, files, pipeline
 from utils.cli import InputError
 
 
@@ -100,16 +100,16 @@ def save_settings(run):
         values[name] = str(value) if isinstance(value, Path) else value
     values["num_processes"] = run.engine.ranks
     values["deepspeed"] = run.engine.settings
-    files = {}
+    hashes = {}
     for path in run.pairs.files():
-        files[os.path.relpath(path, args.base_dir_input)] = cli.file_hash(path)
+        hashes[os.path.relpath(path, args.base_dir_input)] = cli.file_hash(path)
     values["made_of"] = {
         "base": pipeline.fingerprint(args.model_path / "vae"),
         "weights": pipeline.fingerprint(pipeline.find_weights(args.transformer_id)),
-        "files": files,
+        "files": hashes,
     }
     text = json.dumps(values, indent=2, default=str)
-    with log.whole(args.output_dir / "settings.json") as part:
+    with files.whole(args.output_dir / "settings.json") as part:
         part.write_text(text + "\n")
 
 

@@ -139,9 +139,8 @@ def read_record(stage):
 def write_record(stage, results):
     """Write the record beside its name and move it into place. results: {name: hash}."""
     stage.folder.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{stage.record}.part")
-    part.write_text(json.dumps({"made_of": stage.made_of, "results": results}, indent=2) + "\n")
-    part.replace(stage.record)
+    with files.whole(stage.record) as part:
+        part.write_text(json.dumps({"made_of": stage.made_of, "results": results}, indent=2) + "\n")
 
 
 def is_done(stage):

@@ -121,6 +121,13 @@ def lock(path):
                     path.parent.rmdir()
 
 
+def check_free(path):
+    """InputError if a lock is held; one that a killed process left is deleted."""
+    if Path(path).exists():
+        with lock(path):
+            pass
+
+
 def _locked(path):
     """The open file of a lock that is held."""
     while True:

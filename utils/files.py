@@ -1,4 +1,5 @@
-"""Text, JSON, npy and npz of unknown origin: refused or right, in bounded memory.
+"""Text, JSON, npy and npz of unknown origin: refused or right, in bounded memory; and files that
+are written whole or not at all.
 
 Nothing is unpickled, and no memory is taken for what a header says before its caller has agreed.
 Whatever is wrong with a file is an InputError of one short line; OSError is for a file that cannot
@@ -86,6 +87,19 @@ def read_json(path, kind=dict):
     if not isinstance(value, kind):
         raise InputError(f"{path}: got a JSON {type(value).__name__}; expected a {kind.__name__}")
     return value
+
+
+@contextlib.contextmanager
+def whole(path):
+    """The name to write a file at, which is moved to `path` if all goes well, or else deleted."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        yield part
+        part.replace(path)
+    except OSError as error:  # of a disk that is full it has no file name
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # ---- arrays --------------------------------------------------------------------------------------

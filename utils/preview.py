@@ -2,7 +2,7 @@
 
 from matplotlib.figure import Figure
 
-from utils import trajectory
+from utils import files, trajectory
 
 TICKS = 7  # along a path in 3D, about that many show where the camera looks
 
@@ -29,9 +29,8 @@ def write(path, paths, views, moments, radius):
             axes.axis("off")
         plot_angles(figure.add_subplot(grid[line, -1]), cameras, radius)
     plot_positions(figure.add_subplot(grid[-1, :], projection="3d"), paths)
-    part = path.with_name(f"{path.name}.part")
-    figure.savefig(part, format="png", dpi=80)
-    part.replace(path)
+    with files.whole(path) as part:
+        figure.savefig(part, format="png", dpi=80)
 
 
 def plot_angles(axes, cameras, radius):

@@ -119,10 +119,8 @@ def half_if_exact(depth):
 def save_array(path, array):
     """Write an .npy beside its name and move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as file:
+    with files.whole(path) as part, open(part, "wb") as file:
         np.save(file, array)
-    part.replace(path)
 
 
 def check_poses(name, poses):

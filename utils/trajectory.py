@@ -224,10 +224,8 @@ def read_cameras(path, intrinsics):
 
 def write_cameras(path, cameras):
     """Write an npz that read_cameras reads, beside its name and moved into place."""
-    part = path.with_name(f"{path.name}.part")
-    with open(part, "wb") as file:
+    with files.whole(path) as part, open(part, "wb") as file:
         np.savez(file, c2w=cameras.c2w, intrinsics=cameras.intrinsics, frames=cameras.frames)
-    part.replace(path)
 
 
 def _read_arrays(path, count):

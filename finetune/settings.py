@@ -161,7 +161,7 @@ def check_output(args, processes):
     if state:
         checkpoint.check_resume(args, state, processes)
     set_steps(args, processes)
-    if start >= args.train_epochs:
+    if start > args.train_epochs:  # as many: what was interrupted after them is completed
         raise InputError(f"--train_epochs {args.train_epochs}: the checkpoint to go on from has "
                          f"{start} steps already")
 

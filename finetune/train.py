@@ -139,6 +139,7 @@ def take_steps(run, interruption):
     """All steps, with what is looked at and written between them; the number that are done."""
     args = run.args
     main = run.engine.rank == 0
+    done = run.start
     fixed = evaluation.FixedBatch(run)
     written = log.Log(args, run.start, main)
     with contextlib.ExitStack() as stack:
@@ -211,6 +212,7 @@ def train(args, open_pairs=dataset.open_pairs):
         run = open_run(args, engine, open_pairs)
         if engine.rank == 0:
             checkpoint.remove_leftovers(args.output_dir)
+            checkpoint.prune(args, run.start)  # as an interrupted run would have done
             save_settings(run)
         engine.wait()  # a signal ends processes that have not begun, and asks those that have
         with Interruption() as interruption:

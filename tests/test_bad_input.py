@@ -538,7 +538,10 @@ TRAIN = {
     "nothing is there to go on from": (None, "--resume_from_checkpoint latest", "no whole"),
     "the state to go on from is not there": (None, "--resume_from_checkpoint run/checkpoint-9",
                                              "no whole checkpoint-N"),
-    "the run is done already": (None, f"{RESUME} --train_epochs 1", "has 1 steps already"),
+    "the run is past its end": (
+        all_of(moved("run/checkpoint-1", "run/checkpoint-2"),
+               moved("run/my_checkpoint-1_transformer", "run/my_checkpoint-2_transformer")),
+        f"{RESUME} --train_epochs 1", "has 2 steps already"),
     "the state is of a LoRA": (values(FACTS, training_type="lora"), RESUME, "lora"),
     "the state is of another memory mode": (None, f"{RESUME} --memory single_fused",
                                             "was made with memory single, got single_fused"),

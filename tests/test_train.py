@@ -90,6 +90,21 @@ def test_a_resume_equals_no_interruption(single, model, paired_room, tmp_path): 
     assert left == {"checkpoint-3", f"my_checkpoint-3_{kind}"}  # of which limit 1 keeps
 
 
+def test_a_run_killed_after_its_end_is_completed(single, model, paired_room, tmp_path):  # noqa: F811
+    """What was not deleted yet goes, the curve is drawn, and all else stays as it is."""
+    values, run = single
+    killed = shutil.copytree(run, tmp_path / "killed")
+    (killed / "train_curve.png").unlink()
+    (killed / "checkpoint-3.part").mkdir()
+    args = flags(model, paired_room, killed, resume_from_checkpoint="latest",
+                 checkpointing_limit=1, **values)
+    assert call("finetune.train", *args) == 0
+    assert log(killed) == log(run) and (killed / "train_curve.png").is_file()
+    kind = "lora" if values["training_type"] == "lora" else "transformer"
+    left = {path.name for path in killed.glob("*checkpoint-*")}
+    assert left == {"checkpoint-3", f"my_checkpoint-3_{kind}"}
+
+
 def test_a_lora_goes_on_with_its_own_alpha(single, model, paired_room, capsys):  # noqa: F811
     values, run = single
     args = flags(model, paired_room, run, resume_from_checkpoint="latest", train_epochs=4,

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from utils import cogvideox, pipeline
+from utils import cogvideox, files, pipeline
 from utils.cli import InputError
 
 FACTS = "run.json"  # in a state: run_facts
@@ -79,10 +79,10 @@ def facts_of(state):
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: expected a JSON object, got {error}; delete {state.name} if "
-                         "there is an earlier one, or choose another output_dir") from error
+        return files.read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; delete {state.name} if there is an earlier one, or choose "
+                         "another output_dir") from error
 
 
 def find_resume(output_dir, resume):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from utils import cli, sequence, video
+from utils import cli, trajectory, video
 from utils.cli import InputError
 
 VIDEOS_KEPT = 4 * 2**30  # bytes of decoded videos that a process keeps in the host's memory
@@ -85,22 +85,11 @@ def check_cameras(path, render, frames):
     """InputError if a render's cameras, where there are any, do not show all frames in order."""
     if not path.is_file():  # the published data_gen.py writes none
         return
-    try:
-        with np.load(path, allow_pickle=False) as cameras:
-            shown = cameras["frames"] if "frames" in cameras else np.arange(frames)
-            poses = cameras["c2w"] if "c2w" in cameras else np.eye(4)
-            k = cameras["intrinsics"] if "intrinsics" in cameras else np.eye(3)
-            sequence.check_poses(path, poses)
-            sequence.check_intrinsics(path, k)
-    except InputError:
-        raise
-    except (OSError, *sequence.UNREADABLE) as error:
-        raise InputError(f"{path}: not a readable .npz of cameras ({error}); run data_gen.py "
-                         "--mode train again") from error
-    if not np.array_equal(shown, np.arange(frames)):
-        raise InputError(f"{render}: its path freezes or reorders time (frames in {path.name} are "
-                         f"not 0 to {frames - 1}), so it does not show the moments of gt_rgb.mp4; "
-                         "delete it, or run data_gen.py --mode train with another path")
+    shown = trajectory.read_cameras(path, np.tile(np.eye(3), (frames, 1, 1))).frames
+    if frames > 1 and shown[0] == shown[-1]:
+        raise InputError(f"{render}: its path freezes time (frames in {path.name}), so it does not "
+                         "show the moments of gt_rgb.mp4; delete it, or run data_gen.py --mode "
+                         "train with another path")
 
 
 def check_origin(videos):

@@ -343,7 +343,7 @@ UNSOUND = {
     "a shorter render": (leave_a_shorter_render, "got 9 frames of 96 x 64; gt_rgb.mp4 has 17"),
     "a shorter mask": (leave_a_shorter_mask, "eval_mask1.mp4: got 9 x 64 x 96"),
     "broken cameras": (leave_broken_cameras, "train_cameras1.npz: c2w: pose 0 has"),
-    "a pair of two moments": (leave_a_frozen_pair, "its path freezes or reorders time"),
+    "a pair of two moments": (leave_a_frozen_pair, "its path freezes time"),
     "an output alone": (leave_an_output_without_its_render, "eval_render1.mp4 is not there"),
 }
 

@@ -133,7 +133,7 @@ def test_values_that_are_no_choice(tmp_path, capsys, flag, value):
 def test_frozen_pairs_are_refused_by_prepare(model, paired_room, tmp_path):  # noqa: F811
     cameras = paired_room / "train_cameras1.npz"
     kept = cameras.read_bytes()
-    np.savez(cameras, frames=np.zeros(17, int))
+    np.savez(cameras, c2w=np.eye(4), frames=np.zeros(17, int))
     try:
         with pytest.raises(InputError, match="train_render1.mp4: its path freezes"):
             prepare.prepare(parsed(model, paired_room, tmp_path / "run"))

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from av.stream import Disposition
+from conftest import ROOT
 
 from utils import video
 from utils.cli import InputError
@@ -650,6 +651,16 @@ def test_sound_is_carried_over_in_step_and_as_long_as_the_pictures(
     video.write_video(tmp_path / "c.mp4", frames, video.probe(path))
     assert not video.has_audio(tmp_path / "c.mp4")
     assert np.array_equal(*(video.read_video(tmp_path / name) for name in ("b.mp4", "c.mp4")))
+
+
+def test_the_same_pictures_make_the_same_file(tmp_path):
+    """Else a repeated or resumed run could not be told from another one."""
+    frames = video.resize(video.read_video(ROOT / "demo_data/room/gt_rgb.mp4")[:33], 128, 192)
+    files = set()
+    for _ in range(6):
+        video.write_video(tmp_path / "a.mp4", frames, info(frames))
+        files.add((tmp_path / "a.mp4").read_bytes())
+    assert len(files) == 1
 
 
 def test_sound_stays_in_step_where_an_edit_list_hides_pictures(tmp_path):

@@ -32,7 +32,7 @@ def paired_room(tmp_path_factory):
         frames = np.stack(frames)
         if i:
             frames[:, 20:40, 20 * i : 20 * i + 30] = 0
-            np.savez(folder / f"train_cameras{i}.npz", frames=np.arange(17))
+            np.savez(folder / f"train_cameras{i}.npz", c2w=np.eye(4), frames=np.arange(17))
         name = f"train_render{i}.mp4" if i else "gt_rgb.mp4"
         video.write_video(folder / name, frames, video.VideoInfo(17, 64, 96, 10))
     return folder

@@ -404,7 +404,8 @@ class VideoWriter:
         tick = 1 / fps
         if info.times:
             tick = Fraction(1, math.lcm(*{moment.denominator for moment in info.times}))
-        options = {"crf": str(crf), "threads": "auto"}
+        # x264's AVX-512 code for mbtree makes another file of the same pictures each time.
+        options = {"crf": str(crf), "threads": "auto", "mbtree": "0"}
         if info.times:
             options.update(flags="+frame_duration", bf="0")  # mp4 has the gaps of decoding times
         size = {"width": info.width, "height": info.height}
@@ -527,7 +528,8 @@ def write_video(path, frames, info, crf=10, tags=None):
     Its times are kept if they are as many.
     """
     times = info.times if len(frames) == info.frames else None
-    info = VideoInfo(len(frames), *frames.shape[1:3], info.fps, info.matrix, times)
+    height, width = frames.shape[1:3]
+    info = replace(info, frames=len(frames), height=height, width=width, times=times)
     with VideoWriter(path, info, crf, tags=tags) as writer:
         writer.write(frames)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.cli import InputError
+from utils.cli import InputError, short
 
 MOST_BYTES = 2**14  # of a file
 MOST = 4096  # processes, machines
@@ -107,7 +107,7 @@ Strict.add_implicit_resolver("tag:yaml.org,2002:float",
 def read_table(path, name):
     """The dict that a YAML or JSON file holds. name: what the file is, for InputError."""
     if not path.is_file():
-        raise InputError(f"{name} {path}: no such file")
+        raise InputError(f"{name} {short(path)}: no such file")
     if path.stat().st_size > MOST_BYTES:
         raise InputError(f"{name} {path}: got {path.stat().st_size} bytes; expected a small text")
     try:
@@ -116,13 +116,12 @@ def read_table(path, name):
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        raise InputError(f"{name} {path}: {where}{error.problem}; expected YAML such as "
+        raise InputError(f"{name} {path}: {where}{short(error.problem)}; expected YAML such as "
                          "accelerate_config.yaml holds") from error
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise InputError(f"{name} {path}: is not YAML: {' '.join(str(error).split())[:200]}"
-                         ) from error
+        raise InputError(f"{name} {path}: is not YAML: {short(error)}") from error
     if not isinstance(table, dict):
-        raise InputError(f"{name} {path}: got {shown(table)}; expected lines such as key: value")
+        raise InputError(f"{name} {path}: got {short(table, 60)}; expected lines such as key: value")
     return table
 
 
@@ -132,12 +131,6 @@ def parse(text):
         return json.loads(text)
     except (ValueError, RecursionError):
         return yaml.load(text, Loader=Strict)
-
-
-def shown(value):
-    """A value as a short text."""
-    text = " ".join(str(value).split())
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def plain(value):
@@ -191,14 +184,14 @@ def read(path, args):
 
 
 def refuse(name, key, got, expected):
-    raise InputError(f"{name}: {key}: got {shown(got)}; expected {expected}")
+    raise InputError(f"{name}: {key}: got {short(got, 60)}; expected {expected}")
 
 
 def check_keys(name, table, known):
     """InputError for a key that is not known, or whose value this trainer does not work with."""
     for key, value in table.items():
         if key not in known:
-            raise InputError(f"{name}: {shown(key)}: is no key that is known there; expected those "
+            raise InputError(f"{name}: {short(key, 60)}: is no key that is known there; expected those "
                              "that `accelerate config` writes; take the line out")
         if known[key] and not fits(value, known[key][0]):
             values, why = known[key]

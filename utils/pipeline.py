@@ -390,7 +390,7 @@ def adapter_weights(folder):
         raise InputError(f"{folder / ADAPTER}: got {short(belongs)}; expected JSON with weights "
                          "and fingerprint, both text")
     weights = Path(belongs["weights"])
-    if not weights.is_dir():
+    if not os.path.isdir(weights):  # Path.is_dir() raises an error for a name that is too long
         raise InputError(f"{folder}: belongs to the weights {short(weights)}, which are not there; "
                          f"if they moved, correct {ADAPTER}")
     if fingerprint(weights) != belongs["fingerprint"]:

@@ -129,7 +129,8 @@ def check_poses(name, poses):
     name: where they come from, for the message. The rotation may be off by 1e-3.
     """
     for index, pose in enumerate(np.asarray(poses, np.float64).reshape(-1, 4, 4)):
-        fault = _fault_of_pose(pose)
+        with np.errstate(all="ignore"):  # near the largest numbers there are, products are none
+            fault = _fault_of_pose(pose)
         if fault:
             raise InputError(f"{name}: pose {index} {fault}; expected rotations and translations: "
                              "finite numbers, R R^T = 1, determinant 1, last row 0 0 0 1")
@@ -143,7 +144,7 @@ def _fault_of_pose(pose):
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         return f"has the last row {_numbers(pose[3])}"
     off = np.abs(rotation @ rotation.T - np.eye(3)).max()
-    if not off <= TOLERANCE:  # no number, where numbers are near the largest there are
+    if not off <= TOLERANCE:  # where products are none, off is none
         return f"is scaled, sheared or no rotation at all: R R^T is off by {off:.3g}"
     if np.linalg.det(rotation) < 0:
         return "is mirrored: its determinant is -1"

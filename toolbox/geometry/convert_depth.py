@@ -22,6 +22,7 @@ gt_rgb.mp4 if there is none.
 """
 
 import argparse
+import io
 import re
 import sys
 import tempfile
@@ -392,7 +393,8 @@ def read_pngs(folder, info):
         raise InputError(f"{folder}: got no PNG; expected 16-bit grey PNGs")
     images = []
     for path in sorted(paths, key=by_numbers):
-        with files.refused(path, "16-bit grey PNG"), Image.open(path, formats=["PNG"]) as png:
+        data = io.BytesIO(path.read_bytes())  # of a file, Pillow takes the memory a chunk promises
+        with files.refused(path, "16-bit grey PNG"), Image.open(data, formats=["PNG"]) as png:
             if info:
                 check_maps(path, (len(paths), png.height, png.width), info)
             files.check_memory(path, 2 * png.height * png.width * (len(paths) - len(images)))

@@ -121,7 +121,8 @@ def read_table(path, name):
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{name} {path}: is not YAML: {short(error)}") from error
     if not isinstance(table, dict):
-        raise InputError(f"{name} {path}: got {short(table, 60)}; expected lines such as key: value")
+        raise InputError(f"{name} {path}: got {short(table, 60)}; expected lines such as key: "
+                         "value")
     return table
 
 
@@ -191,8 +192,8 @@ def check_keys(name, table, known):
     """InputError for a key that is not known, or whose value this trainer does not work with."""
     for key, value in table.items():
         if key not in known:
-            raise InputError(f"{name}: {short(key, 60)}: is no key that is known there; expected those "
-                             "that `accelerate config` writes; take the line out")
+            raise InputError(f"{name}: {short(key, 60)}: is no key that is known there; expected "
+                             "those that `accelerate config` writes; take the line out")
         if known[key] and not fits(value, known[key][0]):
             values, why = known[key]
             refuse(name, key, value, f"{values[0]}: {why}")

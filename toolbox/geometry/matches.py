@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-STRIDES = (1, 2, 4, 8, 16)
+STRIDES = (1, 2, 4, 8, 16, 32)
 POINTS = 400  # of a pair of frames
 LONG_SIDE = (384, 512)  # pixels of the pictures that are looked at, at least and at most
 AGREE_PX = 1.0  # forward and backward flow differ by no more than this

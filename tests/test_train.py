@@ -95,7 +95,7 @@ def test_a_run_killed_after_its_end_is_completed(single, model, paired_room, tmp
     values, run = single
     killed = shutil.copytree(run, tmp_path / "killed")
     (killed / "train_curve.png").unlink()
-    (killed / "checkpoint-3.part").mkdir()
+    (killed / "checkpoint-1.gone.part").mkdir()
     args = flags(model, paired_room, killed, resume_from_checkpoint="latest",
                  checkpointing_limit=1, **values)
     assert call("finetune.train", *args) == 0

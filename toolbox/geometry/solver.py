@@ -22,7 +22,6 @@ GRID = (4, 6)  # rows, columns
 CELLS = GRID[0] * GRID[1]
 FIELD = 0.15  # deviation of a frame's grid about its mean
 SCALE = 0.5  # deviation of the logarithm of a frame's scale
-SHIFT = 0.05  # deviation of a frame's shift, in its median disparity
 OFFSET = 0.06  # deviation of a point's offset
 FOCAL = 0.5  # deviation of the logarithm of the focal length about where it begins
 LEAST = 0.02  # of a frame's median disparity: disparity is no smaller
@@ -49,7 +48,8 @@ class Problem:
     """Matched points with their estimated disparity, float32 (see Matches).
 
     here [N, M, 2], there [P, M, 2]: from the picture's centre. disparity [N, M] and cells
-    [N, M, CELLS] of the points. median: of each frame's disparity [N].
+    [N, M, CELLS] of the points. median: of each frame's disparity [N]. shift: deviation of a
+    frame's shift, in its median disparity.
     """
 
     pairs: np.ndarray
@@ -60,6 +60,7 @@ class Problem:
     cells: np.ndarray
     median: np.ndarray
     first_focal: float
+    shift: float = 0.05
 
     def part(self, pairs):
         """The same of some pairs."""
@@ -82,7 +83,7 @@ def cell_weights(points, size):
     return weights.reshape(*points.shape[:-1], CELLS).astype(np.float32)
 
 
-def make_problem(matches, disparity, focal):
+def make_problem(matches, disparity, focal, shift=0.05):
     """The Problem of Matches and disparity float32 [N, h, w] at their pictures' size."""
     count, height, width = disparity.shape
     centre = np.array([width // 2, height // 2], np.float32)
@@ -90,7 +91,7 @@ def make_problem(matches, disparity, focal):
     values = disparity[np.arange(count)[:, None], y, x]
     median = np.median(disparity.reshape(count, -1), 1).astype(np.float32)
     return Problem(matches.pairs, matches.here - centre, matches.there - centre, matches.weight,
-                   values, cell_weights(matches.here, (height, width)), median, focal)
+                   values, cell_weights(matches.here, (height, width)), median, focal, shift)
 
 
 def start(problem):
@@ -175,7 +176,7 @@ def prior_cost(state, problem):
     mean = state.grid.mean(1)
     total = np.square(state.grid - mean[:, None]).sum() / FIELD**2
     total += np.square(mean).sum() / SCALE**2
-    total += np.square(state.shift / problem.median).sum() / SHIFT**2
+    total += np.square(state.shift / problem.median).sum() / problem.shift**2
     total += np.square(state.offset).sum() / OFFSET**2
     return total + ((state.log_focal - np.log(problem.first_focal)) / FOCAL) ** 2
 
@@ -303,8 +304,8 @@ def add_priors(matrix, vector, state, problem):
         matrix[grid, grid] += about_mean
         vector[grid] += (state.grid[t] - mean[t]) / FIELD**2 + mean[t] / (CELLS * SCALE**2)
         shift = t * OWN + OWN - 1
-        matrix[shift, shift] += 1 / (SHIFT * median) ** 2
-        vector[shift] += state.shift[t] / (SHIFT * median) ** 2
+        matrix[shift, shift] += 1 / (problem.shift * median) ** 2
+        vector[shift] += state.shift[t] / (problem.shift * median) ** 2
     matrix[-1, -1] += 1 / FOCAL**2
     vector[-1] += (state.log_focal - np.log(problem.first_focal)) / FOCAL**2
 

@@ -43,8 +43,9 @@ def test_a_sound_machine_with_sound_models_and_sequence(capsys, monkeypatch):
     assert call("toolbox.check_setup", *args, "--data_path", ROOT / "demo_data/room") == 0
     said = capsys.readouterr().out
     assert not wrong(said) and said.endswith("\nnothing is wrong\n")
-    for expected in (f"torch {metadata.version('torch')}", "everything runs on the CPU", "136 tensors",
-                     "clips of 49 frames of 192 x 128", "single_fused sft", "field of view 51.3 x",
+    for expected in (f"torch {metadata.version('torch')}", "everything runs on the CPU",
+                     "136 tensors", "clips of 49 frames of 192 x 128", "single_fused sft",
+                     "field of view 51.3 x",
                      "traj2.txt    holes at first, middle and last frame: 0%, 37%, 0%"):
         assert expected in said
 

@@ -144,8 +144,3 @@ def find(greys, seed=0, progress=None):
         if progress:
             progress.update()
     return Matches(here, np.array(pairs).reshape(-1, 2), np.stack(there), np.stack(weight), shares)
-
-
-def cuts(shares, count):
-    """The frames that begin a new shot: too little of the frame before is found in them."""
-    return [t for t in range(1, count) if shares[t - 1, t] < LEAST_SHARE]

@@ -14,15 +14,12 @@ import numpy as np
 from toolbox.geometry import search, solver
 
 STRIDE = 8  # frames between those that are compared
-NOISE_PX = 0.3  # deviation of a match
 PARALLAX_PX = 1.0  # median below which the cameras' translation is not known
 RATIO = 0.35  # misfit with translation by misfit without it, above which the fit explains nothing
-DETAIL = 0.8  # misfit of the estimated depth's detail by that of none
 FOCAL = 0.1  # deviation of the logarithm of the focal length that is too much
 LOST_PX = 2.0  # median misfit of a frame whose camera is a guess
-MOVING = 0.45  # share of matches farther than MOVED_PX from where a still scene would put them
+MOVING = 0.4  # share of matches farther than MOVED_PX from where a still scene would put them
 MOVED_PX = 1.5
-SURE = 0.04  # deviation of a triangulated logarithm of disparity that tells of detail
 
 
 def measure(state, problem, fixed_focal=False):
@@ -38,12 +35,14 @@ def measure(state, problem, fixed_focal=False):
     frames = np.full(len(state.w2c), np.nan)
     for t in np.unique(apart.pairs[:, 0]):
         frames[t] = np.nanmedian(far[apart.pairs[:, 0] == t])
+    known = np.flatnonzero(np.isfinite(frames))  # long strides do not begin at every frame
+    if len(known):
+        frames = np.interp(np.arange(len(frames)), known, frames[known])
     return {
         "parallax_px": float(np.nanmedian(still)),
         "misfit_px": float(np.nanmedian(far)),
         "ratio": float(np.nanmedian(far) / max(np.nanmedian(still), 1e-6)),
         "moving": float(np.nanmean(np.where(np.isnan(far), np.nan, far > MOVED_PX))),
-        "detail": detail(state, problem),
         "focal_deviation": 0.0 if fixed_focal else focal_deviation(state, problem),
     }, frames
 
@@ -59,35 +58,49 @@ def focal_deviation(state, problem):
     return float(np.sqrt(max(variance, 0)))
 
 
-def detail(state, problem):
-    """How much of what the grids cannot bend the estimated depth explains; 1 is nothing.
+def judge(measures, misfit, cuts):
+    """(flags, sentences) of the measures of all windows, each frame's misfit, and the cuts.
 
-    Points that are triangulated well are compared with the estimated depth, and with none at all,
-    after a fit of each frame's grid to either.
+    flags: some of no_parallax, mostly_moving, wrong_fit, focal_unknown, cut, lost_frames.
     """
-    j, r = solver.jacobian(state, problem, 1, NOISE_PX)
-    own = j[..., solver.POINT]
-    information = np.zeros(state.offset.shape)
-    product = np.zeros(state.offset.shape)
-    np.add.at(information, problem.pairs[:, 0], np.square(own).sum(2))
-    np.add.at(product, problem.pairs[:, 0], (own * r).sum(2))
-    change = -product / np.maximum(information, 1e-9)
-    frame_d, _ = solver.disparities(state, problem)
-    with_it = []
-    without = []
-    for t, sure in enumerate((information > 1 / SURE**2) & (np.abs(change) < 0.5)):
-        if sure.sum() < 2 * solver.CELLS:
-            continue
-        found = state.offset[t, sure] + change[t, sure]
-        cells = problem.cells[t, sure]
-        with_it.append(left_over(cells, found))
-        without.append(left_over(cells, found + np.log(frame_d[t, sure])))
-    if not with_it:
-        return 0.0
-    return float(np.median(with_it) / max(np.median(without), 1e-9))
+    flags = []
+    said = []
+
+    def flag(name, sentence):
+        flags.append(name)
+        said.append(sentence)
+
+    parallax = max(each["parallax_px"] for each in measures)
+    moving = max(each["moving"] for each in measures)
+    if cuts:
+        flag("cut", f"cuts at frames {', '.join(map(str, cuts))}: each shot has a world of its "
+             "own; give one shot (--start, --frames)")
+    if parallax < PARALLAX_PX:
+        flag("no_parallax", f"parallax of {parallax:.2f} pixels, expected above {PARALLAX_PX:g}: "
+             "the camera turns but hardly moves, so its rotation is known and its position is not; "
+             "depth is the network's")
+    elif max(each["ratio"] for each in measures) > RATIO:
+        flag("wrong_fit", "a moving camera in a still scene explains little of what is seen: the "
+             "depth is wrong, or most of the picture moves; cameras are guesses")
+    if moving > MOVING:
+        flag("mostly_moving", f"{moving:.0%} of the points move by themselves: the cameras may "
+             "follow what moves")
+    if max(each["focal_deviation"] for each in measures) > FOCAL:
+        flag("focal_unknown", "nothing tells the focal length; give --focal if you know it")
+    lost = np.flatnonzero(misfit > LOST_PX)
+    if len(lost):
+        flag("lost_frames", f"{len(lost)} frames fit badly, {lost[0]} to {lost[-1]}: their cameras "
+             "are guesses")
+    if not said:
+        said.append(f"good: parallax {parallax:.1f} pixels, {1 - moving:.0%} of the points fit a "
+                    "still scene")
+    return flags, said
 
 
-def left_over(cells, values):
-    """The median size of what a grid leaves of values."""
-    fit = np.linalg.lstsq(cells, values, rcond=1e-3)[0]
-    return np.median(np.abs(values - cells @ fit))
+def as_record(found):
+    """What geometry.json holds."""
+    record = {"verdict": found.sentences, "flags": found.flags, "focal_px": found.focal,
+              "cuts": found.cuts, "windows": found.measures}
+    record["frame_misfit_px"] = [None if np.isnan(value) else round(float(value), 3)
+                                 for value in found.misfit]
+    return record

@@ -1,0 +1,291 @@
+"""Depth, focal length and cameras of a bare video, and a verdict whether they can be trusted.
+
+    python toolbox/geometry/estimate_geometry.py --video my.mp4 --output demo_data/mine \\
+        --model_path checkpoints/Depth-Anything-V2-Metric-Indoor-Large-hf
+
+writes demo_data/mine/gt_rgb.mp4 and, in its cam_info/, depth, K, camera to world, geometry.json
+(the verdict, and how well each frame fits) and geometry.png. --model_path is a folder of a depth
+model of the transformers library, relative or metric; or its hub name, with --download. Such are:
+{models}
+--data_path SEQ takes a folder that holds gt_rgb.mp4 already. Without --model_path the depth that is
+there (--depth_file) is taken in place of a network's. Depth of other programs is refined so, and
+with --keep_cameras their cameras stay.
+
+Optical flow between frames 1 to 32 apart is explained by a still scene, seen from a moving camera
+of one focal length, whose depth is the network's but for smooth errors (solver.py). Videos longer
+than {window} frames are solved in windows that overlap. What was done stays when the program is
+stopped: the same command goes on.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from toolbox.geometry import networks, picture, shots, verdict
+from utils import cli, files, geometry, sequence, video
+from utils.cli import InputError
+
+QUALITY = "cam_info/geometry.json"
+PICTURE = "cam_info/geometry.png"
+WORK = "cam_info/geometry.part"  # what is done, until all is
+
+
+def parse_args():
+    listed = "".join(f"  {name} ({size}, {licence}): {use}\n"
+                     for name, size, licence, use in networks.MODELS)
+    text = __doc__.format(models=listed, window=shots.LONGEST)
+    parser = argparse.ArgumentParser(description=text, formatter_class=cli.HelpFormatter)
+    add = parser.add_argument
+    add("--video", type=Path, help="a video, for a new sequence folder")
+    add("--output", type=Path, help="the folder to make of --video")
+    add("--data_path", type=Path, help="instead of both: a folder with gt_rgb.mp4")
+    add("--model_path", help="folder of a depth model, or its hub name with --download")
+    add("--download", action="store_true", help="allow fetching the model from the hub")
+    add("--depth_file", help="z-depth (N, h, w), npy, in the folder or anywhere, in place of a "
+        "network's")
+    add("--keep_cameras", action="store_true", help="keep the K and camera to world that are in "
+        "cam_info/, and refine depth alone")
+    add("--focal", type=float, help="focal length in pixels of the video, where it is known")
+    add("--start", type=float, default=0, help="of --video: seconds to leave out")
+    add("--frames", type=int, help="of --video: frames to take")
+    add("--fps", type=float, help="of --video: frames a second to take")
+    add("--batch_size", type=int, default=1, help="frames that the network sees at a time")
+    add("--overwrite", action="store_true", help="replace what is there")
+    add("--device", help="of the network: cpu, cuda or cuda:N; the GPU if there is one by default")
+    return parser.parse_args()
+
+
+def check_args(args):
+    """InputError for flags that do not go together; sets args.data_path."""
+    if (args.video is None) == (args.data_path is None) or (args.video and not args.output):
+        raise InputError("give --video FILE and --output FOLDER, or --data_path FOLDER")
+    if args.video is None and (args.start or args.frames or args.fps):
+        raise InputError("--start, --frames and --fps cut --video; --data_path is taken whole")
+    for name in ("start", "frames", "fps", "focal", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and not (np.isfinite(value) and value >= (name != "start")):
+            raise InputError(f"--{name} {value}: expected a number above 0")
+    args.data_path = args.data_path or args.output
+    if args.keep_cameras and args.focal:
+        raise InputError("--focal and --keep_cameras: give one of them")
+
+
+def check_outputs(args):
+    """InputError if this run would replace a file."""
+    names = [sequence.DEPTH, sequence.INTRINSICS, sequence.C2WS]
+    if args.depth_file is None and args.model_path is None:
+        names.remove(sequence.DEPTH)
+    if args.keep_cameras:
+        names = names[:1]
+    if args.video:
+        names.append("gt_rgb.mp4")
+    for name in names:
+        path = args.data_path / name
+        if path.exists() and not args.overwrite and not (args.data_path / WORK).is_dir():
+            raise InputError(f"{path}: is there already; give --overwrite to replace it")
+
+
+# ---- the video -----------------------------------------------------------------------------------
+
+
+def cut_video(args):
+    """Write --video, or the part of it that is asked for, as gt_rgb.mp4."""
+    info = video.probe(args.video)
+    starts = info.times or [t / info.fps for t in range(info.frames + 1)]
+    chosen = [t for t in range(info.frames) if starts[t] >= args.start]
+    if args.fps and args.fps < info.fps:
+        ticks = np.arange(args.start, float(starts[-1]), 1 / args.fps)
+        moments = np.array([float(start) for start in starts[:-1]])
+        nearest = np.searchsorted(moments, ticks - 1e-6)
+        chosen = np.unique(nearest.clip(max=info.frames - 1)).tolist()
+        info = info.at_rate(args.fps)
+    chosen = chosen[: args.frames]
+    if len(chosen) < 2:
+        raise InputError(f"--video {args.video}: {len(chosen)} frames are left of {info.frames}; "
+                         "expected at least 2: see --start, --frames, --fps")
+    target = args.data_path / "gt_rgb.mp4"
+    if len(chosen) == info.frames and args.video.suffix.lower() == ".mp4":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with files.whole(target) as part:
+            shutil.copyfile(args.video, part)
+        return
+    times = None
+    if info.times:
+        kept = [starts[t] for t in chosen] + [starts[chosen[-1] + 1]]
+        times = tuple(moment - kept[0] for moment in kept)
+    shape = dict(frames=len(chosen), times=times)
+    with video.VideoWriter(target, video.replace(info, **shape)) as writer:
+        wanted = set(chosen)
+        for t, frame in enumerate(tqdm(video.iter_frames(args.video), unit="frame", desc="video")):
+            if t in wanted:
+                writer.write(frame[None])
+
+
+# ---- depth before --------------------------------------------------------------------------------
+
+
+def depth_of_network(args, info, device):
+    """(inverse depth [N, h, w], memory-mapped; focal length, pixels, or None; whether metric)."""
+    config = networks.load_config(args)
+    model, prepare = networks.load_model(args, config, device)
+    size = networks.fit_size(info.height, info.width)
+    path = args.data_path / WORK / "network.npy"
+    done_path = args.data_path / WORK / "network_done.npy"
+    focals = np.load(done_path) if done_path.is_file() else np.zeros(0)
+    shape = (info.frames, *size)
+    mode = "r+" if len(focals) and path.is_file() else "w+"
+    maps = np.lib.format.open_memmap(path, mode, np.float32, shape)
+    with tqdm(initial=len(focals), total=info.frames, unit="frame", desc="depth") as bar:
+        for first, frames in chunks(args, len(focals)):
+            inverse, focal = networks.predict(model, prepare(frames), size)
+            if not np.isfinite(inverse).all() or inverse.max() <= 0:
+                raise InputError(f"{args.model_path}: gave depth that is not positive and finite; "
+                                 "expected trained weights")
+            maps[first : first + len(frames)] = inverse
+            found = np.full(len(frames), np.nan) if focal is None else focal
+            focals = np.concatenate([focals, found])
+            maps.flush()
+            sequence.save_array(done_path, focals)
+            bar.update(len(frames))
+    focal = np.median(focals) * info.width
+    return maps, float(focal) if np.isfinite(focal) else None, networks.is_metric(config)
+
+
+def chunks(args, start):
+    """(first, frames) of gt_rgb.mp4 from a frame on, a batch at a time."""
+    first = 0
+    for frames in video.iter_chunks(args.data_path / "gt_rgb.mp4", args.batch_size):
+        if first + len(frames) > start:
+            yield first, frames
+        first += len(frames)
+
+
+def depth_of_file(args, info):
+    """Inverse depth [N, h, w] of --depth_file, or of the depth that is there; 0 where unknown."""
+    path = args.data_path / (args.depth_file or sequence.DEPTH)
+    if not path.is_file() and args.depth_file and Path(args.depth_file).is_file():
+        path = Path(args.depth_file)
+    if not path.is_file() and not args.depth_file:
+        raise InputError(f"{path}: no such file; give --model_path, a depth model (see --help), or "
+                         "--depth_file")
+    depth = sequence.load_array(path, [(info.frames, None, None)])
+    geometry.check_shape(path, depth.shape[:0:-1], (info.width, info.height))
+    depth = np.array(depth, np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.isfinite(depth) & (depth > 0), 1 / depth, 0)
+
+
+def focal_of_file(path):
+    """The focal length by the picture's diagonal that a phone wrote into a video, or None."""
+    with video._opened(path) as (container, _):
+        tags = {name.lower(): value for name, value in container.metadata.items()}
+    for name, value in tags.items():
+        if "35mm" in name or "35_mm" in name:
+            try:
+                return float(value) / 43.27  # mm, the diagonal of 36 x 24
+            except ValueError:
+                return None
+    return None
+
+
+def known_cameras(args, info, size):
+    """(focal length in pixels of the video, w2c [N, 4, 4]) of the files that are there."""
+    seq = sequence.open_sequence(args.data_path, args.depth_file or sequence.DEPTH,
+                                 sequence.INTRINSICS, sequence.C2WS)
+    return float(seq.intrinsics[0, 0, 0]), np.linalg.inv(seq.c2w)
+
+
+# ---- all of it -----------------------------------------------------------------------------------
+
+
+def made_of(args):
+    """What results depend on, to know whether those of an earlier start can be used."""
+    facts = {name: str(getattr(args, name)) for name in
+             ("model_path", "depth_file", "keep_cameras", "focal")}
+    return facts | {"video": cli.file_hash(args.data_path / "gt_rgb.mp4")}
+
+
+def open_work(args):
+    """The folder of what is done; emptied if that was made of something else."""
+    work = args.data_path / WORK
+    record = work / "made_of.json"
+    facts = made_of(args)
+    if work.is_dir() and (not record.is_file() or files.read_json(record) != facts):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    with files.whole(record) as part:
+        part.write_text(json.dumps(facts))
+    return work
+
+
+def write(args, info, found):
+    """Write what was found: depth last but for the verdict, since others look for it."""
+    height, width = found.disparity.shape[1:]
+    k = np.array([[found.focal, 0, info.width // 2], [0, found.focal, info.height // 2], [0, 0, 1]])
+    k = k * geometry.scale((info.width, info.height), (width, height))
+    depth = np.where(found.disparity > 0, 1 / np.maximum(found.disparity, 1e-9), 0)
+    if not args.keep_cameras:
+        sequence.save_array(args.data_path / sequence.INTRINSICS, k.astype(np.float32))
+        sequence.save_array(args.data_path / sequence.C2WS, found.c2w.astype(np.float32))
+    sequence.save_array(args.data_path / sequence.DEPTH,
+                        sequence.half_if_exact(depth.astype(np.float32)))
+    with files.whole(args.data_path / QUALITY) as part:
+        part.write_text(json.dumps(verdict.as_record(found), indent=1) + "\n")
+    picture.write(args.data_path / PICTURE, found)
+    shutil.rmtree(args.data_path / WORK)
+    print(f"wrote {args.data_path}/{sequence.DEPTH}, megasam_intrinsics.npy, megasam_c2ws.npy, "
+          f"geometry.json and geometry.png: {info.frames} frames, depth {width} x {height}, "
+          f"focal length {found.focal:.1f} pixels")
+    for sentence in found.sentences:
+        print(f"verdict: {sentence}")
+
+
+def main():
+    args = parse_args()
+    check_args(args)
+    check_outputs(args)
+    if args.download:
+        networks.check_network()
+    cv2.setNumThreads(1)  # with more, these small pictures take several times as long
+    args.data_path.mkdir(parents=True, exist_ok=True)
+    with cli.lock(args.data_path / ".estimate_geometry.lock"):
+        if args.video and not ((args.data_path / WORK).is_dir()
+                               and (args.data_path / "gt_rgb.mp4").is_file()):
+            cut_video(args)
+        run(args)
+
+
+def run(args):
+    """From gt_rgb.mp4 to cam_info/."""
+    info = video.probe(args.data_path / "gt_rgb.mp4")
+    open_work(args)
+    focal, metric = None, True
+    if args.model_path:
+        inverse, focal, metric = depth_of_network(args, info, cli.pick_device(args.device))
+    else:
+        inverse = depth_of_file(args, info)
+    torch.set_num_threads(1)
+    tagged = focal_of_file(args.video or args.data_path / "gt_rgb.mp4")
+    if tagged:
+        focal = tagged * np.hypot(info.width, info.height)
+        print(f"note: the video says that its focal length is {focal:.0f} pixels; begun with that")
+    w2c = None
+    fixed = args.focal is not None or args.keep_cameras
+    if args.keep_cameras:
+        focal, w2c = known_cameras(args, info, inverse.shape[1:])
+    found = shots.find_geometry(
+        args.data_path / "gt_rgb.mp4", info, inverse, args.data_path / WORK,
+        shots.Known(args.focal or focal, fixed, w2c, metric))
+    write(args, info, found)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,178 @@
+"""How near estimate_geometry.py comes to the truth, on the cases of make_geometry_cases.py.
+
+    python toolbox/synthetic/make_geometry_cases.py --output_dir cases
+    python toolbox/geometry/evaluate_geometry.py --output_dir found \\
+        --cases cases/held_out cases/held_out_yards
+
+Cameras are compared after the best similarity; depth after the best scale. A line a case: ATE (the
+RMS distance of camera centres, percent of the path), rotation (mean, degrees), focal length
+(percent), static depth (median error, percent: of the network, then found), its consistency over
+time (median change of the ratio to the truth, percent: likewise), PSNR of a new view on known
+pixels (dB: by exact geometry, by the found one, by the network's depth with exact cameras; cases
+without a trouble alone), seconds, and the verdict's flags.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from toolbox.synthetic import clips, scenes
+from toolbox.synthetic.make_geometry_cases import make_scene, make_sets
+from utils import cli, files, sequence, trajectory, video, warp
+
+PROGRAM = Path(__file__).with_name("estimate_geometry.py")
+COLUMNS = ("ATE %", "rot deg", "focal %", "depth in", "depth", "cons. in", "cons.", "exact",
+           "found", "network", "s")
+VIEW = "orbit_left:8"  # the new view
+
+
+def camera_errors(c2w, truth):
+    """(ATE in percent of the path, mean rotation in degrees) after the best similarity."""
+    centres = c2w[:, :3, 3] - c2w[:, :3, 3].mean(0)
+    wanted = truth[:, :3, 3] - truth[:, :3, 3].mean(0)
+    turn = nearest_rotation(np.einsum("nij,nkj->ik", truth[:, :3, :3], c2w[:, :3, :3]))
+    angles = [turn_deg(turn @ a, b) for a, b in zip(c2w[:, :3, :3], truth[:, :3, :3], strict=True)]
+    path = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()
+    if path < 1e-6:
+        return np.nan, np.mean(angles)
+    rotated = centres @ nearest_rotation(wanted.T @ centres).T
+    scale = (rotated * wanted).sum() / max((rotated**2).sum(), 1e-12)
+    error = np.sqrt(np.square(scale * rotated - wanted).sum(1).mean())
+    return 100 * error / path, np.mean(angles)
+
+
+def nearest_rotation(matrix):
+    u, _, vt = np.linalg.svd(matrix)
+    return u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
+
+
+def turn_deg(a, b):
+    return np.degrees(np.arccos(np.clip((np.trace(a.T @ b) - 1) / 2, -1, 1)))
+
+
+def depth_errors(depth, truth):
+    """(median error, median change of the ratio to the truth over 4 frames), percent, of what is
+    static."""
+    exact = truth["depth"].astype(np.float32)
+    still = ~truth["moving"]
+    size = exact.shape[:0:-1]
+    ratio = np.log(np.stack([cv2.resize(each, size) for each in depth]) / exact)
+    error = np.median(np.abs(ratio - np.median(ratio[still]))[still])
+    changes = []
+    for a in range(0, len(exact) - 4, 4):
+        x, y, seen = follow(exact, truth, a, a + 4)
+        there = cv2.remap(ratio[a + 4], x, y, cv2.INTER_LINEAR)
+        changes.append(np.median(np.abs(there - ratio[a])[seen & still[a]]))
+    return 100 * error, 100 * np.mean(changes)
+
+
+def follow(depth, truth, a, b):
+    """Where frame a's pixels are in b: (x, y, whether they are seen there)."""
+    k = truth["intrinsics"]
+    height, width = depth.shape[1:]
+    v, u = np.mgrid[:height, :width]
+    rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(depth[a])], -1)
+    motion = np.linalg.inv(truth["c2w"][b]) @ truth["c2w"][a]
+    points = rays * depth[a][..., None] @ motion[:3, :3].T + motion[:3, 3]
+    x = (k[0, 0] * points[..., 0] / points[..., 2] + k[0, 2]).astype(np.float32)
+    y = (k[1, 1] * points[..., 1] / points[..., 2] + k[1, 2]).astype(np.float32)
+    there = cv2.remap(depth[b], x, y, cv2.INTER_LINEAR, borderValue=0)
+    return x, y, np.abs(there / points[..., 2] - 1) < 0.02
+
+
+def view_psnrs(case, truth, found):
+    """PSNR, dB, on known pixels of a new view by each (depth [N, h, w], K) of a list, against the
+    scene traced from there. The path is in units of the exact depth."""
+    name, world, seed, _ = next(each for cases in make_sets().values() for each in cases
+                                if each[0] == case.name)
+    rgb = video.read_video(case / "gt_rgb.mp4")
+    frames = np.arange(8, len(rgb), 16)
+    exact = truth["depth"].astype(np.float32)
+    k = truth["intrinsics"][None].repeat(len(rgb), 0)
+    height, width = rgb.shape[1:3]
+    radius = exact[0, height // 2, width // 2]
+    motion = trajectory.keyframe_cameras(trajectory.preset_keyframes(VIEW), k, radius).c2w
+    wanted = traced(make_scene(world, seed, None), truth, motion, frames, len(rgb))
+    psnrs = []
+    for depth, its_k in found:
+        scale = np.median(exact) / np.median(depth)
+        sized = np.stack([cv2.resize(depth[t].astype(np.float32), (width, height)) for t in frames])
+        w2c = torch.from_numpy(np.linalg.inv(motion[frames]))
+        x = video.to_signed(torch.from_numpy(rgb[frames]))
+        its_k = torch.from_numpy(np.broadcast_to(its_k, (len(rgb), 3, 3))[frames].copy())
+        x, known = warp.render("eval", x, torch.from_numpy(sized * scale), w2c, its_k,
+                               torch.from_numpy(k[frames]))
+        error = video.to_bytes(x).numpy().astype(float) - wanted
+        psnrs.append(10 * np.log10(255**2 / np.square(error[known.numpy()]).mean()))
+    return psnrs
+
+
+def traced(scene, truth, motion, frames, count):
+    """The scene from the cameras of a path, uint8 [n, H, W, 3]."""
+    height, width = truth["depth"].shape[1:]
+    k = torch.from_numpy(truth["intrinsics"])
+    found = []
+    for t in frames:
+        pose = torch.from_numpy(truth["c2w"][t] @ motion[t])[None]
+        moment = scenes.frame_times(count)[t : t + 1]
+        rgb, _ = scenes.trace(scene, pose, k, height, width, moment)
+        found.append(clips.blur(rgb, clips.LENS_BLUR))
+    return (torch.cat(found) * 255).round().byte().numpy()
+
+
+def evaluate(case, folder):
+    """(numbers, flags) of a case."""
+    command = [sys.executable, str(PROGRAM), "--video", case / "gt_rgb.mp4", "--output", folder,
+               "--depth_file", (case / "network.npy").resolve(), "--overwrite"]
+    began = time.monotonic()
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    seconds = time.monotonic() - began
+    if done.returncode:
+        raise cli.InputError(f"{case}: {cli.short(done.stderr[-300:], 300)}")
+    with np.load(case / "truth.npz", allow_pickle=False) as saved:
+        truth = dict(saved)
+    record = files.read_json(folder / "cam_info/geometry.json")
+    c2w = np.load(folder / sequence.C2WS)
+    depth = np.load(folder / sequence.DEPTH).astype(np.float32)
+    network = np.load(case / "network.npy").astype(np.float32)
+    ate, turn = camera_errors(c2w, truth["c2w"])
+    focal = 100 * (record["focal_px"] / truth["intrinsics"][0, 0] - 1)
+    before = depth_errors(network, truth)
+    after = depth_errors(depth, truth)
+    return [ate, turn, focal, before[0], after[0], before[1], after[1],
+            *views(case, folder, truth, depth, network), seconds], record["flags"]
+
+
+def views(case, folder, truth, depth, network):
+    """The three PSNRs of a case's new view, or nan of one with a trouble."""
+    if not re.fullmatch(r"(room|yard)\d+", case.name):
+        return [np.nan] * 3
+    seq = sequence.open_sequence(folder, intrinsics_file=sequence.INTRINSICS)
+    k = truth["intrinsics"]
+    return view_psnrs(case, truth, [(truth["depth"], k), (depth, seq.intrinsics), (network, k)])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser.add_argument("--cases", type=Path, nargs="+", required=True, help="folders of cases")
+    parser.add_argument("--output_dir", type=Path, required=True, help="for what is estimated")
+    args = parser.parse_args()
+    print(f"{'':>18}" + "".join(f"{name:>9}" for name in COLUMNS) + "  flags")
+    for case in tqdm([case for folder in args.cases for case in sorted(folder.iterdir())],
+                     unit="case"):
+        numbers, flags = evaluate(case, args.output_dir / case.name)
+        tqdm.write(f"{case.name:>18}" + "".join(f"{number:9.2f}" for number in numbers)
+                   + f"  {' '.join(flags) or '-'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

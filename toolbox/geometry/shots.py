@@ -1,0 +1,263 @@
+"""From a video and its estimated depth to cameras and depth: shots, windows, and how they join."""
+
+if __name__ == "__main__":
+    raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
+
+import itertools
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from toolbox.geometry import fuse_depth, matches, search, solver, verdict
+from utils import files, video
+
+LONGEST = 72  # frames of a window at most
+WINDOW = 60  # frames of each window where there are several
+OVERLAP = 12
+CUT_SIDE = 192  # long side of the pictures that tell of cuts
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known before: focal (pixels of the video, or None) and whether it is exact; w2c
+    [N, 4, 4] or None; whether the depth is metric."""
+
+    focal: float | None
+    fixed: bool
+    w2c: np.ndarray | None
+    metric: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """disparity [N, h, w], memory-mapped; c2w [N, 4, 4]; focal, pixels of the video; misfit [N],
+    pixels; cuts, measures, flags and sentences as of verdict.py; frames: a few pictures."""
+
+    disparity: np.ndarray
+    c2w: np.ndarray
+    focal: float
+    misfit: np.ndarray
+    cuts: list
+    measures: list
+    flags: list
+    sentences: list
+    pictures: dict
+
+
+def find_cuts(path, info):
+    """The frames that begin a new shot: too little of the frame before is found in them."""
+    scale = min(1, CUT_SIDE / max(info.height, info.width))
+    size = round(info.height * scale), round(info.width * scale)
+    cuts = []
+    before = None
+    for t, frame in enumerate(tqdm(video.iter_frames(path), total=info.frames, unit="frame",
+                                   desc="cuts")):
+        grey = matches.to_grey(frame, size)
+        if before is not None:
+            found = matches.flow_both_ways(before, grey)[2]
+            if found.mean() < matches.LEAST_SHARE:
+                cuts.append(t)
+        before = grey
+    return cuts
+
+
+def windows(first, last):
+    """(first, last) of the windows of a shot of frames first to last - 1."""
+    if last - first <= LONGEST:
+        return [(first, last)]
+    step = WINDOW - OVERLAP
+    starts = list(range(first, last - OVERLAP, step))
+    found = [(start, min(start + WINDOW, last)) for start in starts]
+    if found[-1][1] - found[-1][0] < WINDOW // 2:
+        found.pop()
+        found[-1] = (found[-1][0], last)
+    return found
+
+
+def read_greys(path, first, last, size):
+    """Frames as grey, uint8 [n, h, w]."""
+    frames = itertools.islice(video.iter_frames(path), first, last)
+    return [matches.to_grey(frame, size) for frame in frames]
+
+
+def small_disparity(inverse, size):
+    """Inverse depth [n, h, w] at the size of the pictures, with holes filled by the median."""
+    maps = []
+    for each in inverse:
+        known = each > 0
+        filled = np.where(known, each, np.median(each[known]) if known.any() else 1)
+        maps.append(cv2.resize(filled.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA))
+    return np.stack(maps)
+
+
+# ---- one window ----------------------------------------------------------------------------------
+
+
+def solve_window(greys, disparity, known, focal, w2c):
+    """(State, Problem) of a window; focal: in pixels of its pictures, or None."""
+    height, width = disparity.shape[1:]
+    found = matches.find(greys)
+    first_focal = focal or search.FIRST_FOCAL * max(height, width)
+    problem = solver.make_problem(found, disparity, first_focal, 0.05 if known.metric else 0.3)
+    if w2c is None:
+        return search.search(problem, (height, width), known.fixed), problem
+    state = replace(solver.start(problem), w2c=w2c)
+    scale = depth_scale(state, problem)
+    state = replace(state, grid=state.grid + scale)
+    return search.run(state, problem, (("g", 2, 1, 8), ("g", 0.5, 1, 8)), True), problem
+
+
+def depth_scale(state, problem):
+    """The logarithm of the factor on disparity that suits given cameras best, of a few."""
+    few = problem.thinned(search.FEW)
+    state = replace(state, offset=state.offset[:, : search.FEW])
+    tried = np.linspace(-2, 2, 33)
+    costs = [solver.cost(replace(state, grid=state.grid + value), few, 4, 2) for value in tried]
+    return tried[int(np.argmin(costs))]
+
+
+def in_units(state):
+    """The State whose disparity is, in the median, the network's: its scale is free."""
+    scale = float(np.median(state.grid))
+    w2c = state.w2c.copy()
+    w2c[:, :3, 3] *= np.exp(scale)
+    return replace(state, w2c=w2c, grid=state.grid - scale, shift=state.shift * np.exp(-scale))
+
+
+def load_state(path, count):
+    """The State that an earlier start saved, and its measures, or None."""
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as saved:
+        names = ("w2c", "log_focal", "grid", "shift", "offset")
+        values = {name: saved[name] for name in names}
+        values["log_focal"] = float(values["log_focal"])
+        measured = dict(zip(saved["names"].tolist(), saved["values"].tolist(), strict=True))
+        return solver.State(**values), measured, saved["misfit"]
+
+
+def save_state(path, state, measured, misfit):
+    with files.whole(path) as part, open(part, "wb") as file:
+        np.savez(file, w2c=state.w2c, log_focal=state.log_focal, grid=state.grid, shift=state.shift,
+                 offset=state.offset, names=np.array(list(measured)),
+                 values=np.array(list(measured.values())), misfit=misfit)
+
+
+# ---- all windows ---------------------------------------------------------------------------------
+
+
+def find_geometry(path, info, inverse, work, known):
+    """What is Found of the video at `path`, of which inverse depth [N, h, w] is known.
+
+    work: a folder, where each window's result is kept. known: a Known.
+    """
+    size = matches.picture_size(info.height, info.width)
+    scale = size[1] / info.width
+    cuts = find_cuts(path, info)
+    spans = []
+    for first, last in itertools.pairwise([0, *cuts, info.frames]):
+        spans += windows(first, last)
+    out = np.lib.format.open_memmap(work / "fused.npy", "w+", np.float32, inverse.shape)
+    c2w = np.tile(np.eye(4), (info.frames, 1, 1))
+    misfit = np.full(info.frames, np.nan)
+    results = [solve_span(path, span, inverse, work, known, scale, size)
+               for span in tqdm(spans, unit="window", desc="cameras")]
+    focal = shared_focal(results, known, scale)
+    done = 0
+    for (first, last), (state, _, window_misfit) in zip(spans, results, strict=True):
+        if len(spans) > 1 and not known.fixed:
+            state = again(path, (first, last), inverse, state, size, focal * scale, known)
+        ratio, poses = fused(path, (first, last), inverse, state, size)
+        overlap = done - first
+        if overlap > 0:
+            ratio, poses = joined(out, c2w, inverse, ratio, poses, first, overlap)
+        out[first:last], c2w[first:last] = ratio, poses
+        out.flush()
+        misfit[first:last] = np.fmax(misfit[first:last], window_misfit)
+        done = last
+    if known.w2c is not None:
+        c2w = np.linalg.inv(known.w2c)
+    measures = [each[1] for each in results]
+    flags, sentences = verdict.judge(measures, misfit, cuts)
+    shown = np.unique(np.linspace(0, info.frames - 1, 4).astype(int))
+    pictures = dict(zip(shown.tolist(), video.read_frames(path, shown), strict=True))
+    return Found(out, c2w, focal, misfit, cuts, measures, flags, sentences, pictures)
+
+
+def solve_span(path, span, inverse, work, known, scale, size):
+    """(State, measures, misfit of each frame) of a window, or of an earlier start."""
+    first, last = span
+    kept = work / f"window_{first}_{last}.npz"
+    found = load_state(kept, last - first)
+    if found:
+        return found
+    greys = read_greys(path, first, last, size)
+    disparity = small_disparity(inverse[first:last], size)
+    focal = known.focal and known.focal * scale
+    w2c = None if known.w2c is None else known.w2c[first:last]
+    state, problem = solve_window(greys, disparity, known, focal, w2c)
+    measured, misfit = verdict.measure(state, problem, known.fixed)
+    save_state(kept, state, measured, misfit)
+    return state, measured, misfit
+
+
+def shared_focal(results, known, scale):
+    """The focal length in pixels of the video: the windows' mean by their deviations."""
+    if known.fixed:
+        return known.focal
+    logs = [state.log_focal for state, _, _ in results]
+    weights = [1 / (0.005 + each["focal_deviation"]) ** 2 for _, each, _ in results]
+    return float(np.exp(np.average(logs, weights=weights))) / scale
+
+
+def again(path, span, inverse, state, size, focal, known):
+    """The State of a window solved on with the focal length that all share."""
+    greys = read_greys(path, *span, size)
+    disparity = small_disparity(inverse[slice(*span)], size)
+    problem = solver.make_problem(matches.find(greys), disparity, focal,
+                                  0.05 if known.metric else 0.3)
+    state = replace(state, log_focal=float(np.log(focal)))
+    return search.run(state, problem, search.GO_ON, True)
+
+
+def fused(path, span, inverse, state, size):
+    """(disparity [n, h, w] at its own size, c2w [n, 4, 4]) of a window, made better by fusion."""
+    state = in_units(state)
+    greys = read_greys(path, *span, size)
+    before = small_disparity(inverse[slice(*span)], size)
+    with tqdm(total=len(greys), unit="frame", desc="depth over time", leave=False) as bar:
+        after = fuse_depth.fuse(state, greys, before, bar)
+    own = np.array(inverse[slice(*span)])
+    for t, each in enumerate(own):
+        change = np.log(after[t] / np.maximum(before[t], 1e-9))
+        each *= np.exp(cv2.resize(change, each.shape[::-1], interpolation=cv2.INTER_LINEAR))
+    return own, np.linalg.inv(state.w2c)
+
+
+def joined(out, c2w, inverse, disparity, poses, first, overlap):
+    """A window's disparity and poses in the units and world of what is there, blended with it."""
+    there = np.array(out[first : first + overlap])
+    both = (there > 0) & (disparity[:overlap] > 0)
+    scale = np.exp(np.median(np.log(disparity[:overlap][both] / there[both])))
+    disparity = disparity / scale
+    poses = poses.copy()
+    poses[:, :3, 3] *= scale
+    before = c2w[first : first + overlap]
+    middle = overlap // 2
+    poses = before[middle] @ np.linalg.inv(poses[middle]) @ poses
+    for t in range(overlap):
+        share = (t + 1) / (overlap + 1)
+        disparity[t] = there[t] * (1 - share) + disparity[t] * share
+        poses[t] = between(before[t], poses[t], share)
+    return disparity, poses
+
+
+def between(a, b, share):
+    """The pose a share of the way from a to b."""
+    turn = cv2.Rodrigues(a[:3, :3].T @ b[:3, :3])[0]
+    out = np.eye(4)
+    out[:3, :3] = a[:3, :3] @ cv2.Rodrigues(turn * share)[0]
+    out[:3, 3] = a[:3, 3] * (1 - share) + b[:3, 3] * share
+    return out

@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -91,7 +92,8 @@ def follow(depth, truth, a, b):
 
 def view_psnrs(case, truth, found):
     """PSNR, dB, on known pixels of a new view by each (depth [N, h, w], K) of a list, against the
-    scene traced from there. The path is in units of the exact depth."""
+    scene traced from there. Old and new camera have the found K, as in data_gen.py; the path is in
+    units of the exact depth."""
     name, world, seed, _ = next(each for cases in make_sets().values() for each in cases
                                 if each[0] == case.name)
     rgb = video.read_video(case / "gt_rgb.mp4")
@@ -109,8 +111,7 @@ def view_psnrs(case, truth, found):
         w2c = torch.from_numpy(np.linalg.inv(motion[frames]))
         x = video.to_signed(torch.from_numpy(rgb[frames]))
         its_k = torch.from_numpy(np.broadcast_to(its_k, (len(rgb), 3, 3))[frames].copy())
-        x, known = warp.render("eval", x, torch.from_numpy(sized * scale), w2c, its_k,
-                               torch.from_numpy(k[frames]))
+        x, known = warp.render("eval", x, torch.from_numpy(sized * scale), w2c, its_k, its_k)
         error = video.to_bytes(x).numpy().astype(float) - wanted
         psnrs.append(10 * np.log10(255**2 / np.square(error[known.numpy()]).mean()))
     return psnrs
@@ -165,13 +166,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--cases", type=Path, nargs="+", required=True, help="folders of cases")
     parser.add_argument("--output_dir", type=Path, required=True, help="for what is estimated")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time, a core each")
     args = parser.parse_args()
+    torch.set_num_threads(1)
+    cases = [case for folder in args.cases for case in sorted(folder.iterdir())]
     print(f"{'':>18}" + "".join(f"{name:>9}" for name in COLUMNS) + "  flags")
-    for case in tqdm([case for folder in args.cases for case in sorted(folder.iterdir())],
-                     unit="case"):
-        numbers, flags = evaluate(case, args.output_dir / case.name)
-        tqdm.write(f"{case.name:>18}" + "".join(f"{number:9.2f}" for number in numbers)
-                   + f"  {' '.join(flags) or '-'}")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        found = pool.map(lambda case: evaluate(case, args.output_dir / case.name), cases)
+        for case, (numbers, flags) in zip(cases, tqdm(found, total=len(cases), unit="case"),
+                                          strict=True):
+            tqdm.write(f"{case.name:>18}" + "".join(f"{number:9.2f}" for number in numbers)
+                       + f"  {' '.join(flags) or '-'}")
 
 
 if __name__ == "__main__":

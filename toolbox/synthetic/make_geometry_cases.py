@@ -10,7 +10,9 @@ the sets named held_out are other seeds, and another world.
 
 import argparse
 import dataclasses
+import multiprocessing
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -90,7 +92,7 @@ def moving_mask(scene, c2w, k, height, width):
     return np.stack(masks)
 
 
-def film(world, seed, trouble, name):
+def film(world, seed, trouble):
     """(rgb uint8 [F, H, W, 3], {depth, c2w, intrinsics, moving})."""
     least, (height, width, frames), what = TROUBLES[trouble] if trouble else (0, GOOD, None)
     scene = make_scene(world, seed, trouble)
@@ -110,7 +112,7 @@ def film(world, seed, trouble, name):
         moving = moving_mask(scene, c2w[::8], k, height, width)
     rgb = []
     depth = []
-    for t in tqdm(range(frames), unit="frame", desc=name):
+    for t in range(frames):
         moment = scenes.frame_times(frames)[t : t + 1]
         colour, z = scenes.trace(scene, c2w[t : t + 1], k, height, width, moment)
         rgb.append(clips.blur(colour, clips.LENS_BLUR))
@@ -158,9 +160,9 @@ def make_case(folder, world, seed, trouble):
     """Write a case, unless it is there."""
     if (folder / "truth.npz").is_file():
         return
-    rgb, truth = film(world, seed, trouble, folder.name)
+    rgb, truth = film(world, seed, trouble)
     if trouble == "cut":
-        other, more = film(world, seed + 1000, None, folder.name)
+        other, more = film(world, seed + 1000, None)
         half = len(rgb) // 2
         rgb[half:] = other[half:]
         for name in ("depth", "c2w", "moving"):
@@ -182,10 +184,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the cases")
     parser.add_argument("--sets", nargs="+", choices=make_sets(), default=list(make_sets()))
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time, a core each")
     args = parser.parse_args()
-    for name in args.sets:
-        for case, world, seed, trouble in make_sets()[name]:
-            make_case(args.output_dir / name / case, world, seed, trouble)
+    torch.set_num_threads(1)
+    with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("spawn")) as pool:
+        filmed = [pool.submit(make_case, args.output_dir / name / case, *what)
+                  for name in args.sets for case, *what in make_sets()[name]]
+        for each in tqdm(filmed, unit="case"):
+            each.result()
     print(f"wrote {args.output_dir}")
 
 

@@ -101,6 +101,12 @@ def has_audio(path):
         return len(container.streams.audio) > 0
 
 
+def read_tags(path):
+    """{name: value} of what the file says of itself, such as a phone's model."""
+    with _opened(path) as (container, stream):
+        return {**stream.metadata, **container.metadata}
+
+
 def iter_frames(path):
     """Yield the frames that a player shows, in that order, each uint8 [H, W, 3] RGB.
 

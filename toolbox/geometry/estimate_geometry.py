@@ -18,6 +18,7 @@ stopped: the same command goes on.
 """
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -87,10 +88,9 @@ def check_outputs(args):
         names = names[:1]
     if args.video:
         names.append("gt_rgb.mp4")
-    for name in names:
-        path = args.data_path / name
-        if path.exists() and not args.overwrite and not (args.data_path / WORK).is_dir():
-            raise InputError(f"{path}: is there already; give --overwrite to replace it")
+    there = [args.data_path / name for name in names if (args.data_path / name).exists()]
+    if there and not args.overwrite and not is_begun(args):
+        raise InputError(f"{there[0]}: is there already; give --overwrite to replace it")
 
 
 # ---- the video -----------------------------------------------------------------------------------
@@ -100,14 +100,7 @@ def cut_video(args):
     """Write --video, or the part of it that is asked for, as gt_rgb.mp4."""
     info = video.probe(args.video)
     starts = info.times or [t / info.fps for t in range(info.frames + 1)]
-    chosen = [t for t in range(info.frames) if starts[t] >= args.start]
-    if args.fps and args.fps < info.fps:
-        ticks = np.arange(args.start, float(starts[-1]), 1 / args.fps)
-        moments = np.array([float(start) for start in starts[:-1]])
-        nearest = np.searchsorted(moments, ticks - 1e-6)
-        chosen = np.unique(nearest.clip(max=info.frames - 1)).tolist()
-        info = info.at_rate(args.fps)
-    chosen = chosen[: args.frames]
+    chosen = chosen_frames(args, [float(start) for start in starts])
     if len(chosen) < 2:
         raise InputError(f"--video {args.video}: {len(chosen)} frames are left of {info.frames}; "
                          "expected at least 2: see --start, --frames, --fps")
@@ -117,25 +110,44 @@ def cut_video(args):
         with files.whole(target) as part:
             shutil.copyfile(args.video, part)
         return
-    times = None
-    if info.times:
-        kept = [starts[t] for t in chosen] + [starts[chosen[-1] + 1]]
-        times = tuple(moment - kept[0] for moment in kept)
-    shape = dict(frames=len(chosen), times=times)
-    with video.VideoWriter(target, video.replace(info, **shape)) as writer:
-        wanted = set(chosen)
+    kept = [starts[t] - starts[chosen[0]] for t in [*chosen, chosen[-1] + 1]]
+    gaps = np.diff(kept[:-1])
+    fewer = args.fps and args.fps < info.fps and gaps.max() < 1.5 / args.fps
+    info = video.replace(info, frames=len(chosen), times=info.times and tuple(kept))
+    if fewer:
+        info = info.at_rate(args.fps)
+    with video.VideoWriter(target, info) as writer:
         for t, frame in enumerate(tqdm(video.iter_frames(args.video), unit="frame", desc="video")):
-            if t in wanted:
+            if t in chosen:
                 writer.write(frame[None])
+
+
+def chosen_frames(args, starts):
+    """Which frames --start, --fps and --frames leave, of those that begin at these seconds; the
+    last is the end."""
+    first = args.start - 1e-6
+    chosen = [t for t, start in enumerate(starts[:-1]) if start >= first]
+    if args.fps:
+        ticks = np.arange(args.start, starts[-1], 1 / args.fps) - 1e-6
+        nearest = np.searchsorted(starts, ticks)
+        chosen = sorted(set(nearest.tolist()) & set(chosen))
+    return chosen[: args.frames]
 
 
 # ---- depth before --------------------------------------------------------------------------------
 
 
-def depth_of_network(args, info, device):
-    """(inverse depth [N, h, w], memory-mapped; focal length, pixels, or None; whether metric)."""
+def open_network(args):
+    """(config, network, what makes its input of frames), or None without --model_path."""
+    if not args.model_path:
+        return None
     config = networks.load_config(args)
-    model, prepare = networks.load_model(args, config, device)
+    return config, *networks.load_model(args, config, cli.pick_device(args.device))
+
+
+def depth_of_network(args, info, network):
+    """(inverse depth [N, h, w], memory-mapped; focal length, pixels, or None; whether metric)."""
+    config, model, prepare = network
     size = networks.fit_size(info.height, info.width)
     path = args.data_path / WORK / "network.npy"
     done_path = args.data_path / WORK / "network_done.npy"
@@ -146,7 +158,9 @@ def depth_of_network(args, info, device):
     with tqdm(initial=len(focals), total=info.frames, unit="frame", desc="depth") as bar:
         for first, frames in chunks(args, len(focals)):
             inverse, focal = networks.predict(model, prepare(frames), size)
-            if not np.isfinite(inverse).all() or inverse.max() <= 0:
+            right = np.isfinite(inverse).all() and inverse.max() > 0
+            if not right or focal is not None and not (focal > 0).all():
+                drop_work(args)
                 raise InputError(f"{args.model_path}: gave depth that is not positive and finite; "
                                  "expected trained weights")
             maps[first : first + len(frames)] = inverse
@@ -168,11 +182,17 @@ def chunks(args, start):
         first += len(frames)
 
 
-def depth_of_file(args, info):
-    """Inverse depth [N, h, w] of --depth_file, or of the depth that is there; 0 where unknown."""
+def depth_path(args):
+    """The file of --depth_file, or of the depth that is there."""
     path = args.data_path / (args.depth_file or sequence.DEPTH)
     if not path.is_file() and args.depth_file and Path(args.depth_file).is_file():
         path = Path(args.depth_file)
+    return path
+
+
+def depth_of_file(args, info):
+    """Inverse depth [N, h, w] of --depth_file, or of the depth that is there; 0 where unknown."""
+    path = depth_path(args)
     if not path.is_file() and not args.depth_file:
         raise InputError(f"{path}: no such file; give --model_path, a depth model (see --help), or "
                          "--depth_file")
@@ -180,27 +200,33 @@ def depth_of_file(args, info):
     geometry.check_shape(path, depth.shape[:0:-1], (info.width, info.height))
     depth = np.array(depth, np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(np.isfinite(depth) & (depth > 0), 1 / depth, 0)
+        inverse = np.where(np.isfinite(depth) & (depth > 0), 1 / depth, 0)
+    if not inverse.any():
+        raise InputError(f"{path}: has no positive finite depth; expected z-depth")
+    return inverse
 
 
 def focal_of_file(path):
     """The focal length by the picture's diagonal that a phone wrote into a video, or None."""
-    with video._opened(path) as (container, _):
-        tags = {name.lower(): value for name, value in container.metadata.items()}
-    for name, value in tags.items():
-        if "35mm" in name or "35_mm" in name:
-            try:
-                return float(value) / 43.27  # mm, the diagonal of 36 x 24
-            except ValueError:
-                return None
+    for name, value in video.read_tags(path).items():
+        if "35mm" in name.lower() or "35_mm" in name.lower():
+            with contextlib.suppress(ValueError):
+                if 5 < float(value) < 1000:
+                    return float(value) / 43.27  # mm, the diagonal of 36 x 24
     return None
 
 
-def known_cameras(args, info, size):
-    """(focal length in pixels of the video, w2c [N, 4, 4]) of the files that are there."""
-    seq = sequence.open_sequence(args.data_path, args.depth_file or sequence.DEPTH,
-                                 sequence.INTRINSICS, sequence.C2WS)
-    return float(seq.intrinsics[0, 0, 0]), np.linalg.inv(seq.c2w)
+def known_cameras(args, info, depth_size):
+    """(focal length in pixels of the video, w2c [N, 4, 4]) of the files that are there.
+
+    depth_size: (h, w) of the depth, whose pixels K may be in.
+    """
+    path = args.data_path / sequence.INTRINSICS
+    k, notes = sequence.video_intrinsics(path, info, depth_size)
+    for note in notes:
+        print(f"note: {note}")
+    return float(k[0, 0, 0]), np.linalg.inv(
+        sequence.camera_poses(args.data_path / sequence.C2WS, info.frames))
 
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -209,21 +235,37 @@ def known_cameras(args, info, size):
 def made_of(args):
     """What results depend on, to know whether those of an earlier start can be used."""
     facts = {name: str(getattr(args, name)) for name in
-             ("model_path", "depth_file", "keep_cameras", "focal")}
-    return facts | {"video": cli.file_hash(args.data_path / "gt_rgb.mp4")}
+             ("model_path", "depth_file", "keep_cameras", "focal", "start", "frames", "fps")}
+    used = [args.video or args.data_path / "gt_rgb.mp4"]
+    if not args.model_path:
+        used.append(depth_path(args))
+    if args.keep_cameras:
+        used += [args.data_path / name for name in (sequence.INTRINSICS, sequence.C2WS)]
+    return facts | {str(path): cli.file_hash(path) for path in used if path.is_file()}
+
+
+def is_begun(args):
+    """Whether an earlier start of the same command left what it had done."""
+    record = args.data_path / WORK / "made_of.json"
+    return record.is_file() and files.read_json(record) == made_of(args)
 
 
 def open_work(args):
-    """The folder of what is done; emptied if that was made of something else."""
+    """Make the folder of what is done; it is emptied if that was made of something else."""
     work = args.data_path / WORK
-    record = work / "made_of.json"
-    facts = made_of(args)
-    if work.is_dir() and (not record.is_file() or files.read_json(record) != facts):
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    with files.whole(record) as part:
-        part.write_text(json.dumps(facts))
-    return work
+    if is_begun(args):
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    with files.whole(work / "made_of.json") as part:
+        part.write_text(json.dumps(made_of(args)))
+
+
+def drop_work(args):
+    """Delete the folder of what is done, and cam_info/ if there is nothing else in it."""
+    shutil.rmtree(args.data_path / WORK)
+    with contextlib.suppress(OSError):
+        (args.data_path / WORK).parent.rmdir()
 
 
 def write(args, info, found):
@@ -255,32 +297,36 @@ def main():
     if args.download:
         networks.check_network()
     cv2.setNumThreads(1)  # with more, these small pictures take several times as long
-    args.data_path.mkdir(parents=True, exist_ok=True)
+    video.probe(args.video or args.data_path / "gt_rgb.mp4")
+    network = open_network(args)
     with cli.lock(args.data_path / ".estimate_geometry.lock"):
-        if args.video and not ((args.data_path / WORK).is_dir()
-                               and (args.data_path / "gt_rgb.mp4").is_file()):
+        if args.video and not (is_begun(args) and (args.data_path / "gt_rgb.mp4").is_file()):
             cut_video(args)
-        run(args)
+        run(args, network)
 
 
-def run(args):
-    """From gt_rgb.mp4 to cam_info/."""
+def run(args, network):
+    """From gt_rgb.mp4 to cam_info/; what is refused is refused before anything is written."""
     info = video.probe(args.data_path / "gt_rgb.mp4")
-    open_work(args)
+    if info.frames < 2:
+        raise InputError(f"{args.data_path}/gt_rgb.mp4: has one frame; expected at least 2")
     focal, metric = None, True
-    if args.model_path:
-        inverse, focal, metric = depth_of_network(args, info, cli.pick_device(args.device))
-    else:
-        inverse = depth_of_file(args, info)
+    inverse = None if network else depth_of_file(args, info)
+    w2c = None
+    if args.keep_cameras:
+        size = networks.fit_size(info.height, info.width) if network else inverse.shape[1:]
+        kept_focal, w2c = known_cameras(args, info, size)
+    open_work(args)
+    if network:
+        inverse, focal, metric = depth_of_network(args, info, network)
     torch.set_num_threads(1)
     tagged = focal_of_file(args.video or args.data_path / "gt_rgb.mp4")
     if tagged:
         focal = tagged * np.hypot(info.width, info.height)
         print(f"note: the video says that its focal length is {focal:.0f} pixels; begun with that")
-    w2c = None
     fixed = args.focal is not None or args.keep_cameras
     if args.keep_cameras:
-        focal, w2c = known_cameras(args, info, inverse.shape[1:])
+        focal = kept_focal
     found = shots.find_geometry(
         args.data_path / "gt_rgb.mp4", info, inverse, args.data_path / WORK,
         shots.Known(args.focal or focal, fixed, w2c, metric))

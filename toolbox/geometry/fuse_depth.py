@@ -8,19 +8,21 @@ same point. Where frames do not agree, as at what moves or is hidden, it stays.
 if __name__ == "__main__":
     raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
 from toolbox.geometry import matches, solver
 
-STRIDES = (3, 8)  # of the flow that is triangulated, both ways
-NEAR = (1, 2, 4)  # frames away that are averaged with
+STRIDES = (4, 12, 24)  # of the flow that is triangulated, both ways
+NEAR = (-4, -2, -1, 1, 2, 4)  # frames away that are averaged with
 ROUNDS = 3
 FLOW_PX = 0.4  # deviation of the flow
 REACH_PX = 1.0  # of the kernel of its residual
 DEPTH = 0.05  # deviation of the logarithm of disparity before
 AGREE = 0.06  # reach of the kernel of differences in log disparity
-SMOOTH = 1.5  # pixels over which corrections are averaged, by their weights
+SMOOTH = (16, 5, 1.5)  # pixels over which corrections are averaged, by their weights, one by one
 
 
 def lifted(state, disparity, frame):
@@ -48,37 +50,64 @@ def motion(w2c, a, b):
     return relative[:3, :3].astype(np.float32), relative[:3, 3].astype(np.float32)
 
 
-def triangulated(state, greys, disparity, frame, rays):
-    """The disparity [h, w] of a frame after a look at the flow to other frames."""
-    d = disparity[frame]
+def triangulated(state, flows, disparity, rays):
+    """The disparity [h, w] of a frame after a look at its Flows to other frames.
+
+    First what whole regions are off by is taken out, and last what a few pixels are.
+    """
+    d = disparity.copy()
+    for smooth in SMOOTH:
+        information = np.zeros_like(d)
+        product = np.zeros_like(d)
+        for flow in flows:
+            slopes, miss = linear(state, flow, d, rays)
+            reach = solver.kernel(np.square(miss).sum(0), REACH_PX)
+            weight = flow.good * reach / FLOW_PX**2
+            information += weight * np.square(slopes).sum(0)
+            product -= weight * (slopes * miss).sum(0)
+        change = cv2.GaussianBlur(product * d, (0, 0), smooth)  # of the logarithm
+        change /= cv2.GaussianBlur(information * d**2, (0, 0), smooth) + 1 / DEPTH**2
+        d *= np.exp(np.clip(change, -0.3, 0.3))
+    return d
+
+
+def linear(state, flow, d, rays):
+    """(slopes, miss), float32 [2, h, w]: what a small change of d adds to miss, in x and y: how far
+    d and the cameras put each pixel from where the flow does, pixels."""
     height, width = d.shape
-    information = np.zeros_like(d)
-    product = np.zeros_like(d)
     y, x = np.indices(d.shape, dtype=np.float32)
-    for other in around(frame, len(greys), STRIDES):
-        forward, _, good, _ = matches.flow_both_ways(greys[frame], greys[other])
-        R, t = motion(state.w2c, frame, other)
-        turned = rays @ R.T
-        depth = np.maximum(turned[..., 2] + d * t[2], 0.05)
-        for axis, middle in enumerate((width // 2, height // 2)):
-            place = (x, y)[axis] + forward[..., axis] - middle
-            slope = (state.focal * t[axis] - place * t[2]) / depth
-            wanted = (place * turned[..., 2] - state.focal * turned[..., axis]) / depth
-            weight = good * solver.kernel((slope * d - wanted) ** 2, REACH_PX) / FLOW_PX**2
-            information += weight * slope**2
-            product += weight * slope * (wanted - slope * d)
-    relative = information * d**2  # of the logarithm
-    change = cv2.GaussianBlur(product * d, (0, 0), SMOOTH)
-    change /= cv2.GaussianBlur(relative, (0, 0), SMOOTH) + 1 / DEPTH**2
-    return d * np.exp(np.clip(change, -0.3, 0.3))
+    R, t = motion(state.w2c, flow.frame, flow.other)
+    turned = rays @ R.T
+    depth = np.maximum(turned[..., 2] + d * t[2], 0.05)
+    slopes = np.empty((2, height, width), np.float32)
+    miss = np.empty_like(slopes)
+    for axis, place in enumerate((x - width // 2, y - height // 2)):
+        place = place + flow.there[..., axis]
+        slopes[axis] = (state.focal * t[axis] - place * t[2]) / depth
+        wanted = (place * turned[..., 2] - state.focal * turned[..., axis]) / depth
+        miss[axis] = slopes[axis] * d - wanted
+    return slopes, miss
 
 
-def around(frame, count, strides):
-    """The frames so many away, both ways, that there are."""
-    found = []
-    for stride in strides:
-        found += [t for t in (frame - stride, frame + stride) if 0 <= t < count]
-    return found
+class Flow(NamedTuple):
+    """Optical flow from a frame to an other: there, float32 [h, w, 2], and where it is good."""
+
+    frame: int
+    other: int
+    there: np.ndarray
+    good: np.ndarray
+
+
+def each_frames_flows(greys):
+    """The Flows of every frame, frame by frame."""
+    back = {}
+    for frame in range(len(greys)):
+        flows = [back.pop((frame, frame - stride)) for stride in STRIDES if frame >= stride]
+        for other in (frame + stride for stride in STRIDES if frame + stride < len(greys)):
+            there, and_back, good, good_back = matches.flow_both_ways(greys[frame], greys[other])
+            flows.append(Flow(frame, other, there, good))
+            back[other, frame] = Flow(other, frame, and_back, good_back)
+        yield flows
 
 
 def averaged(state, disparity, frame, rays):
@@ -86,7 +115,7 @@ def averaged(state, disparity, frame, rays):
     d = disparity[frame]
     total = np.ones_like(d)
     change = np.zeros_like(d)
-    for other in around(frame, len(disparity), NEAR):
+    for other in (frame + away for away in NEAR if 0 <= frame + away < len(disparity)):
         R, t = motion(state.w2c, frame, other)
         ahead = rays @ R.T + d[..., None] * t
         depth = np.maximum(ahead[..., 2], 0.05)
@@ -107,8 +136,8 @@ def fuse(state, greys, disparity, progress=None):
     still = np.linalg.norm(np.diff(np.linalg.inv(state.w2c)[:, :3, 3], axis=0), axis=1).max() == 0
     if not still:
         after = []
-        for t in range(len(now)):
-            after.append(triangulated(state, greys, now, t, rays))
+        for t, flows in enumerate(each_frames_flows(greys)):
+            after.append(triangulated(state, flows, now[t], rays))
             if progress:
                 progress.update()
         now = np.stack(after)

@@ -18,7 +18,7 @@ LONG_SIDE = (384, 512)  # pixels of the pictures that are looked at, at least an
 AGREE_PX = 1.0  # forward and backward flow differ by no more than this
 AGREE_SHARE = 0.02  # and this share of the flow
 WINDOW = 13  # pixels of Lucas and Kanade's method
-LEAST_SHARE = 0.2  # of a picture that is found again in the next frame, if there is no cut
+LEAST_SHARE = 0.3  # of a picture that is found again in the next frame, if there is no cut
 
 
 class Matches(NamedTuple):

@@ -95,7 +95,10 @@ def load_model(args, config, device):
         return model, lambda frames: depth_pro_pixels(frames, config)
     # PIL's resizing gives the same pixels with and without torchvision.
     processor = load(args, AutoImageProcessor, backend="pil")
-    return model, lambda frames: processor(images=[*frames], return_tensors="pt")["pixel_values"]
+    options = {"return_tensors": "pt"}
+    if config.model_type == "zoedepth":
+        options["do_pad"] = False  # a border, which its own post-processing takes off again
+    return model, lambda frames: processor(images=[*frames], **options)["pixel_values"]
 
 
 def depth_pro_pixels(frames, config):

@@ -48,7 +48,7 @@ class Found:
 
 def find_cuts(path, info):
     """The frames that begin a new shot: too little of the frame before is found in them."""
-    scale = min(1, CUT_SIDE / max(info.height, info.width))
+    scale = CUT_SIDE / max(info.height, info.width)
     size = round(info.height * scale), round(info.width * scale)
     cuts = []
     before = None
@@ -57,7 +57,8 @@ def find_cuts(path, info):
         grey = matches.to_grey(frame, size)
         if before is not None:
             found = matches.flow_both_ways(before, grey)[2]
-            if found.mean() < matches.LEAST_SHARE:
+            long = t - (cuts[-1] if cuts else 0) > 1 and info.frames - t > 1
+            if long and found.mean() < matches.LEAST_SHARE:
                 cuts.append(t)
         before = grey
     return cuts
@@ -72,7 +73,10 @@ def windows(first, last):
     found = [(start, min(start + WINDOW, last)) for start in starts]
     if found[-1][1] - found[-1][0] < WINDOW // 2:
         found.pop()
-        found[-1] = (found[-1][0], last)
+        if last - found[-1][0] <= LONGEST:
+            found[-1] = (found[-1][0], last)
+        else:
+            found.append((last - WINDOW // 2, last))
     return found
 
 

@@ -148,6 +148,9 @@ def say_what_is_unused(args, seq):
             print(f"note: {name} is there but unused ({instead}); give --{flag} {name} to use it")
     for note in seq.notes:
         print(f"note: {note}")
+    if args.extrinsics_file:
+        for doubt in sequence.doubts(seq.path):
+            print(f"warning: {args.extrinsics_file}: {doubt}")
     if seq.bad_depth_share:
         print(f"note: {seq.bad_depth_share:.2%} of the depth values are not positive finite "
               "numbers and become holes")

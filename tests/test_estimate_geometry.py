@@ -33,7 +33,7 @@ from transformers import (
 from toolbox.geometry import estimate_geometry, matches, networks, picture, shots
 from utils import cli, sequence, video
 
-OUTPUTS = (sequence.DEPTH, sequence.INTRINSICS, sequence.C2WS, estimate_geometry.QUALITY)
+OUTPUTS = (sequence.DEPTH, sequence.INTRINSICS, sequence.C2WS, sequence.VERDICT)
 GIVEN = ("--depth_file", "given.npy")
 
 
@@ -154,7 +154,7 @@ def test_depth_becomes_better_than_what_was_given(solved):
 
 def test_what_is_told_of_it(solved):
     folder, _ = solved
-    record = json.loads((folder / estimate_geometry.QUALITY).read_text())
+    record = json.loads((folder / sequence.VERDICT).read_text())
     assert record["verdict"][0].startswith("good: parallax") and record["flags"] == []
     k = np.load(folder / sequence.INTRINSICS)
     assert record["focal_px"] == pytest.approx(k[0, 0], rel=1e-5)
@@ -179,14 +179,14 @@ def test_cameras_are_kept_and_depth_made_consistent_with_them(made_clip, tmp_pat
     got = np.load(folder / sequence.DEPTH).astype(np.float32)
     assert depth_error(got, exact) < 0.4 * depth_error(given, exact)
     assert flicker(got, exact) < 0.1 * flicker(given, exact)
-    record = json.loads((folder / estimate_geometry.QUALITY).read_text())
+    record = json.loads((folder / sequence.VERDICT).read_text())
     assert record["focal_px"] == pytest.approx(100) and record["flags"] == []
 
 
 def test_a_focal_length_that_is_given_is_kept(bare):
     assert estimate(bare, *GIVEN, "--focal", 112.5) == 0
     assert np.load(bare / sequence.INTRINSICS)[0, 0] == 112.5
-    record = json.loads((bare / estimate_geometry.QUALITY).read_text())
+    record = json.loads((bare / sequence.VERDICT).read_text())
     assert record["focal_px"] == 112.5 and "focal_unknown" not in record["flags"]
 
 
@@ -471,7 +471,7 @@ def test_overwrite_replaces_what_is_there(bare):
     seq = sequence.open_sequence(bare, intrinsics_file=sequence.INTRINSICS,
                                  extrinsics_file=sequence.C2WS)
     assert seq.depth_map.shape == (4, 64, 96)
-    assert json.loads((bare / estimate_geometry.QUALITY).read_text())["verdict"]
+    assert json.loads((bare / sequence.VERDICT).read_text())["verdict"]
 
 
 # ---- a part of a video ---------------------------------------------------------------------------

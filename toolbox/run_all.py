@@ -4,6 +4,9 @@
         --transformer_id checkpoints/cognvs_ckpt_inpaint \\
         --output_dir checkpoints/cognvs_ckpt_finetuned_bear
 
+With --video my.mp4 the folder, by default demo_data/my, is made first: its depth, focal length and
+cameras by toolbox/geometry/estimate_geometry.py, with --depth_model or --depth_file.
+
 The stages: training pairs, evaluation renders of the camera paths, finetuning, inference, and
 videos side by side. The videos go to <data_path>/outputs/<name of output_dir>/.
 
@@ -66,7 +69,11 @@ def parse_args():
     parser = argparse.ArgumentParser(
         prog="run_all.sh", description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
-    add("--data_path", type=Path, required=True, help="sequence folder with gt_rgb.mp4, cam_info/")
+    add("--data_path", type=Path, help="sequence folder with gt_rgb.mp4, cam_info/")
+    add("--video", type=Path, help="a bare video, of which that folder is made")
+    add("--depth_model", help="for --video: a depth model's folder, or hub name with --download")
+    add("--download", action="store_true", help="allow fetching --depth_model")
+    add("--depth_file", type=Path, help="for --video: z-depth (N, h, w), npy, in place of a model")
     add("--model_path", type=Path, required=True, help="base model, CogVideoX-5b-I2V")
     add("--transformer_id", type=Path, required=True, help="CogNVS weights to start from")
     add("--output_dir", type=Path, required=True, help="where the finetuned weights go")
@@ -86,9 +93,22 @@ def parse_args():
 
 def complete(args):
     """Check the paths and make them absolute; choose memory and processes by the GPUs."""
-    for name in ("data_path", "model_path", "transformer_id", "output_dir", "trajs"):
-        setattr(args, name, getattr(args, name).resolve())
-    if not (args.data_path / "gt_rgb.mp4").is_file():
+    if args.data_path is None and args.video is None:
+        raise InputError("give --data_path FOLDER, or --video FILE")
+    if args.video and (args.depth_model is None) == (args.depth_file is None):
+        raise InputError("--video: give --depth_model, such as a folder of Depth Anything V2 (see "
+                         "toolbox/geometry/estimate_geometry.py --help), or --depth_file")
+    if args.video is None and (args.depth_model or args.depth_file):
+        raise InputError("--depth_model and --depth_file: only with --video")
+    args.data_path = args.data_path or ROOT / "demo_data" / args.video.stem
+    for name in ("data_path", "model_path", "transformer_id", "output_dir", "trajs", "video",
+                 "depth_file"):
+        if getattr(args, name):
+            setattr(args, name, getattr(args, name).resolve())
+    for name in ("video", "depth_file"):
+        if getattr(args, name) and not getattr(args, name).is_file():
+            raise InputError(f"--{name} {getattr(args, name)}: no such file")
+    if not args.video and not (args.data_path / "gt_rgb.mp4").is_file():
         raise InputError(f"--data_path {args.data_path}: no gt_rgb.mp4 there; expected a sequence "
                          "folder")
     if not any(args.trajs.glob("*.txt")):
@@ -126,7 +146,8 @@ def read_record(stage):
     made_of, results = record.get("made_of"), record.get("results")
     if not isinstance(made_of, dict) or not isinstance(results, dict):
         fault = "without made_of and results"
-    elif bad := [name for name in results if not re.fullmatch(r"\w[\w.-]{0,99}", name)]:
+    elif bad := [name for name in results
+                 if not re.fullmatch(r"(cam_info/)?\w[\w.-]{0,99}", name)]:
         fault = f"with the result {cli.short(bad[0], 80)!r}"
     elif not re.fullmatch(r"\d{1,9}", str(made_of.get("train_epochs", 0)), re.A):
         fault = f"with train_epochs {cli.short(made_of['train_epochs'], 80)!r}"
@@ -222,6 +243,28 @@ def run(*command, **environment):
 
 def numbered(pattern, count):
     return [pattern.format(i) for i in range(1, count + 1)]
+
+
+def geometry_stage(args):
+    """Stage of estimate_geometry.py: the sequence folder of --video."""
+    made_of = {"video": cli.file_hash(args.video), "depth_model": args.depth_model}
+    if args.depth_file:
+        made_of["depth_file"] = cli.file_hash(args.depth_file)
+    return Stage("geometry", args.data_path, made_of,
+                 ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS, sequence.C2WS])
+
+
+def find_geometry(args, stage):
+    """Make the folder; files are replaced only if an earlier start of this program made them."""
+    there = hashes(stage.folder, stage.results)
+    options = ["--overwrite"] if there and there.items() <= read_record(stage)["results"].items() \
+        else []
+    if args.depth_file:
+        options += ["--depth_file", args.depth_file]
+    else:
+        options += ["--model_path", args.depth_model] + ["--download"] * args.download
+    return run(sys.executable, "toolbox/geometry/estimate_geometry.py", "--video", args.video,
+               "--output", args.data_path, *options)
 
 
 def render_stage(args, name, mode, count, made_of):
@@ -345,12 +388,15 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run() ends what it started
     paths = hashes(args.trajs, sorted(path.name for path in args.trajs.glob("*.txt")))
     count = args.num_train_render
+    table = []
+    if args.video:
+        geometry = geometry_stage(args)
+        perform(geometry, lambda: find_geometry(args, geometry), table)
     pairs = render_stage(args, "training pairs", "train", count, {"num_train_render": count})
     renders = render_stage(args, "evaluation renders", "eval", len(paths), paths)
     training = finetuning_stage(args, pairs)
     refuse_other_run(training)
 
-    table = []
     perform(pairs, lambda: make_renders(args, "train", "--num_train_render", count), table)
     perform(renders, lambda: make_renders(args, "eval", "--trajs", args.trajs), table)
     perform(training, lambda: finetune(args, training), table)
@@ -358,6 +404,7 @@ def main():
     inference = inference_stage(args, renders, weights)
     perform(inference, lambda: inpaint(args, weights), table)
     perform(side_by_side_stage(args, inference), lambda: compare(args), table)
+    table += [f"geometry: {doubt}" for doubt in sequence.doubts(args.data_path)]
     print("\n" + "\n".join(table) + f"\n\nLook at {args.outputs}/")
 
 

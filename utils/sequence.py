@@ -23,6 +23,7 @@ from utils.cli import InputError
 DEPTH = "cam_info/megasam_depth.npy"
 INTRINSICS = "cam_info/megasam_intrinsics.npy"
 C2WS = "cam_info/megasam_c2ws.npy"
+VERDICT = "cam_info/geometry.json"  # of estimate_geometry.py
 
 # What numpy and json raise for a file that is not what its name says, or is cut off.
 UNREADABLE = (ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, SyntaxError,
@@ -210,6 +211,10 @@ def open_sequence(path, depth_file=DEPTH, intrinsics_file=None, extrinsics_file=
         raise InputError(f"{path}: no such folder; expected a sequence folder with gt_rgb.mp4 and "
                          f"{DEPTH}")
     info = video.probe(path / "gt_rgb.mp4")
+    if depth_file == DEPTH and not (path / DEPTH).is_file():
+        raise InputError(f"{path / DEPTH}: no such file; toolbox/geometry/estimate_geometry.py "
+                         f"--data_path {path} makes it of the video alone, convert_depth.py of "
+                         "another program's depth")
     depth_map = load_array(path / depth_file, [(None, None, None)])
     if len(depth_map) != info.frames:
         raise InputError(f"{path / depth_file}: got {len(depth_map)} depth maps for the "
@@ -222,6 +227,22 @@ def open_sequence(path, depth_file=DEPTH, intrinsics_file=None, extrinsics_file=
     if c2w is not None:
         check_direction(path / extrinsics_file, seq)
     return seq
+
+
+def doubts(path):
+    """What estimate_geometry.py says against a folder's cameras, a list of sentences.
+
+    Empty if nothing, or if the cameras are not its: it wrote down the hash of those that are.
+    """
+    file = Path(path) / VERDICT
+    cameras = Path(path) / C2WS
+    if not file.is_file() or not cameras.is_file():
+        return []
+    record = files.read_json(file)
+    if record.get("c2ws_hash") != cli.file_hash(cameras) or not record.get("flags"):
+        return []
+    said = record.get("verdict")
+    return [cli.short(sentence, 300) for sentence in said] if isinstance(said, list) else []
 
 
 def check_direction(name, seq, frames=None):

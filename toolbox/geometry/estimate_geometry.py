@@ -34,7 +34,6 @@ from toolbox.geometry import networks, picture, shots, verdict
 from utils import cli, files, geometry, sequence, video
 from utils.cli import InputError
 
-QUALITY = "cam_info/geometry.json"
 PICTURE = "cam_info/geometry.png"
 WORK = "cam_info/geometry.part"  # what is done, until all is
 
@@ -279,8 +278,10 @@ def write(args, info, found):
         sequence.save_array(args.data_path / sequence.C2WS, found.c2w.astype(np.float32))
     sequence.save_array(args.data_path / sequence.DEPTH,
                         sequence.half_if_exact(depth.astype(np.float32)))
-    with files.whole(args.data_path / QUALITY) as part:
-        part.write_text(json.dumps(verdict.as_record(found), indent=1) + "\n")
+    record = verdict.as_record(found)
+    record["c2ws_hash"] = cli.file_hash(args.data_path / sequence.C2WS)
+    with files.whole(args.data_path / sequence.VERDICT) as part:
+        part.write_text(json.dumps(record, indent=1) + "\n")
     picture.write(args.data_path / PICTURE, found)
     shutil.rmtree(args.data_path / WORK)
     print(f"wrote {args.data_path}/{sequence.DEPTH}, megasam_intrinsics.npy, megasam_c2ws.npy, "

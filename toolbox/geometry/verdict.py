@@ -13,25 +13,28 @@ import numpy as np
 
 from toolbox.geometry import search, solver
 
-STRIDE = 8  # frames between those that are compared
+STRIDE = 8  # frames between those that are compared, at least
 PARALLAX_PX = 1.0  # median below which the cameras' translation is not known
 RATIO = 0.35  # misfit with translation by misfit without it, above which the fit explains nothing
 FOCAL = 0.1  # deviation of the logarithm of the focal length that is too much
 LOST_PX = 2.0  # median misfit of a frame whose camera is a guess
-MOVING = 0.4  # share of matches farther than MOVED_PX from where a still scene would put them
+MOVING = 0.45  # share of matches farther than MOVED_PX from where a still scene would put them
 MOVED_PX = 1.5
+ENOUGH = 200  # matches, to tell a share
 
 
 def measure(state, problem, fixed_focal=False):
     """What verdicts are made of: {name: number}, and each frame's median misfit, pixels [N]."""
     gaps = np.abs(np.diff(problem.pairs, axis=1))[:, 0]
-    apart = problem.part(np.flatnonzero(gaps == min(STRIDE, gaps.max())))
+    stride = min(STRIDE, gaps.max())
+    apart = problem.part(np.flatnonzero(gaps == stride))
     near = problem.part(np.flatnonzero(gaps <= STRIDE)).thinned(search.FEW)
     turned = replace(state, w2c=state.w2c.copy(), offset=state.offset[:, : search.FEW])
     turned.w2c[:, :3, 3] = 0
     turned = replace(solver.solve(turned, near, "r", 2, 1, 8), offset=state.offset)
     still = search.misses(turned, apart, translate=False)
-    far = search.misses(state, apart)
+    all_far = search.misses(state, problem)
+    far = all_far[gaps == stride]
     frames = np.full(len(state.w2c), np.nan)
     for t in np.unique(apart.pairs[:, 0]):
         frames[t] = np.nanmedian(far[apart.pairs[:, 0] == t])
@@ -42,9 +45,15 @@ def measure(state, problem, fixed_focal=False):
         "parallax_px": float(np.nanmedian(still)),
         "misfit_px": float(np.nanmedian(far)),
         "ratio": float(np.nanmedian(far) / max(np.nanmedian(still), 1e-6)),
-        "moving": float(np.nanmean(np.where(np.isnan(far), np.nan, far > MOVED_PX))),
+        "moving": max(moving(all_far[gaps == gap]) for gap in np.unique(gaps) if gap >= stride),
         "focal_deviation": 0.0 if fixed_focal else focal_deviation(state, problem),
     }, frames
+
+
+def moving(far):
+    """The share of matches that are more than MOVED_PX from where a still scene would put them."""
+    far = far[np.isfinite(far)]
+    return float((far > MOVED_PX).mean()) if far.size > ENOUGH else 0.0
 
 
 def focal_deviation(state, problem):
@@ -71,7 +80,7 @@ def judge(measures, misfit, cuts):
         said.append(sentence)
 
     parallax = max(each["parallax_px"] for each in measures)
-    moving = max(each["moving"] for each in measures)
+    moves = max(each["moving"] for each in measures)
     if cuts:
         flag("cut", f"cuts at frames {', '.join(map(str, cuts))}: each shot has a world of its "
              "own; give one shot (--start, --frames)")
@@ -82,9 +91,9 @@ def judge(measures, misfit, cuts):
     elif max(each["ratio"] for each in measures) > RATIO:
         flag("wrong_fit", "a moving camera in a still scene explains little of what is seen: the "
              "depth is wrong, or most of the picture moves; cameras are guesses")
-    if moving > MOVING:
-        flag("mostly_moving", f"{moving:.0%} of the points move by themselves: the cameras may "
-             "follow what moves")
+    if moves > MOVING:
+        flag("mostly_moving", f"up to {moves:.0%} of the points are not where a still scene would be "
+             "seen: most of it moves, and the cameras may follow that")
     if max(each["focal_deviation"] for each in measures) > FOCAL:
         flag("focal_unknown", "nothing tells the focal length; give --focal if you know it")
     lost = np.flatnonzero(misfit > LOST_PX)
@@ -92,7 +101,7 @@ def judge(measures, misfit, cuts):
         flag("lost_frames", f"{len(lost)} frames fit badly, {lost[0]} to {lost[-1]}: their cameras "
              "are guesses")
     if not said:
-        said.append(f"good: parallax {parallax:.1f} pixels, {1 - moving:.0%} of the points fit a "
+        said.append(f"good: parallax {parallax:.1f} pixels, {1 - moves:.0%} of the points fit a "
                     "still scene")
     return flags, said
 

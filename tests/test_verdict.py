@@ -35,7 +35,7 @@ def test_what_is_good_gets_no_flag():
 @pytest.mark.parametrize("flag, measure, below, above", [
     ("no_parallax", "parallax_px", 0.9, 1.1),
     ("wrong_fit", "ratio", 0.3, 0.4),
-    ("mostly_moving", "moving", 0.35, 0.45),
+    ("mostly_moving", "moving", 0.4, 0.5),
     ("focal_unknown", "focal_deviation", 0.09, 0.11),
 ])
 def test_each_flag_is_of_its_own_measure(flag, measure, below, above):

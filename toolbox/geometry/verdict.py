@@ -20,7 +20,7 @@ FOCAL = 0.1  # deviation of the logarithm of the focal length that is too much
 LOST_PX = 2.0  # median misfit of a frame whose camera is a guess
 MOVING = 0.45  # share of matches farther than MOVED_PX from where a still scene would put them
 MOVED_PX = 1.5
-ENOUGH = 200  # matches, to tell a share
+ENOUGH = 30  # matches, to tell a share
 
 
 def measure(state, problem, fixed_focal=False):
@@ -92,8 +92,8 @@ def judge(measures, misfit, cuts):
         flag("wrong_fit", "a moving camera in a still scene explains little of what is seen: the "
              "depth is wrong, or most of the picture moves; cameras are guesses")
     if moves > MOVING:
-        flag("mostly_moving", f"up to {moves:.0%} of the points are not where a still scene would be "
-             "seen: most of it moves, and the cameras may follow that")
+        flag("mostly_moving", f"up to {moves:.0%} of the points are not where a still scene would "
+             "be seen: much of it moves, and the cameras may follow that")
     if max(each["focal_deviation"] for each in measures) > FOCAL:
         flag("focal_unknown", "nothing tells the focal length; give --focal if you know it")
     lost = np.flatnonzero(misfit > LOST_PX)

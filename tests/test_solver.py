@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from exact_matches import FOCAL, SIZE, cameras, degrees_between, make
@@ -289,3 +290,15 @@ def test_a_points_grid_is_bilinear_and_the_pictures_is_the_same():
     for t in range(3):
         lifted = fuse_depth.lifted(state, disparity[t], t)
         np.testing.assert_allclose(lifted[y[t], x[t]], expected[t], rtol=0.02)
+
+
+def test_a_soft_edge_of_depth_becomes_sharp_and_slopes_stay():
+    ramp = np.geomspace(1, 4, 40, dtype=np.float32)[None].repeat(20, 0)
+    assert np.array_equal(fuse_depth.sharpened(ramp), ramp)
+    step = np.where(np.arange(40) < 20, 1, 2).astype(np.float32)[None].repeat(20, 0)
+    soft = cv2.GaussianBlur(step, (0, 0), 0.8)
+    found = fuse_depth.sharpened(soft)
+    assert np.abs(found / step - 1).max() < 0.1 < np.abs(soft / step - 1).max()
+    holes = step.copy()
+    holes[:, 20:] = 0
+    assert np.array_equal(fuse_depth.sharpened(holes), holes)

@@ -237,6 +237,7 @@ def fused(path, span, inverse, state, size):
     for t, each in enumerate(own):
         change = np.log(after[t] / np.maximum(before[t], 1e-9))
         each *= np.exp(cv2.resize(change, each.shape[::-1], interpolation=cv2.INTER_LINEAR))
+        each[:] = fuse_depth.sharpened(each)
     return own, np.linalg.inv(state.w2c)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from toolbox.geometry import search, solver
 
-STRIDE = 8  # frames between those that are compared, at least
+STRIDE = 8  # frames between those that are compared; of what moves, twice as many too
 PARALLAX_PX = 1.0  # median below which the cameras' translation is not known
 RATIO = 0.35  # misfit with translation by misfit without it, above which the fit explains nothing
 FOCAL = 0.1  # deviation of the logarithm of the focal length that is too much
@@ -45,7 +45,7 @@ def measure(state, problem, fixed_focal=False):
         "parallax_px": float(np.nanmedian(still)),
         "misfit_px": float(np.nanmedian(far)),
         "ratio": float(np.nanmedian(far) / max(np.nanmedian(still), 1e-6)),
-        "moving": max(moving(all_far[gaps == gap]) for gap in np.unique(gaps) if gap >= stride),
+        "moving": max(moving(far), moving(all_far[gaps == 2 * stride])),
         "focal_deviation": 0.0 if fixed_focal else focal_deviation(state, problem),
     }, frames
 

@@ -63,11 +63,13 @@ def search(problem, size, fixed_focal=False):
     few = problem.thinned(FEW)
     best = run(solver.start(few), few, (*BEGIN, *GO_ON), fixed_focal)
     if explained(best, few) < ENOUGH:
-        found = [best]
+        begun = []
         for name in PARTS:
             weight = few.weight * within(name, few.here, size)[few.pairs[:, 0]]
-            state = run(solver.start(few), replace(few, weight=weight), BEGIN_APART, fixed_focal)
-            found.append(run(state, few, GO_ON, fixed_focal))
+            part = replace(few, weight=weight)
+            begun.append(run(solver.start(few), part, BEGIN_APART, fixed_focal))
+        other = min(begun, key=lambda state: solver.cost(state, few, 1, 1))
+        found = best, run(other, few, GO_ON, fixed_focal)
         best = min(found, key=lambda state: solver.cost(state, few, 0.5, 1))
     more = problem.disparity.shape[1] - FEW
     offset = np.pad(best.offset, ((0, 0), (0, more)))

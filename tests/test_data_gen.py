@@ -403,3 +403,23 @@ def test_a_new_view_has_the_sound_of_the_video_unless_time_stands_still(room):
     names = "eval_render1", "eval_mask1", "eval_render2", "train_render1"
     heard = [video.has_audio(room / f"{name}.mp4") for name in names]
     assert heard == [True, False, False, False]
+
+
+def test_what_is_doubtful_in_estimated_cameras_is_said(room, capsys):
+    record = {"flags": ["no_parallax"], "verdict": ["parallax of 0.2 pixels"],
+              "c2ws_hash": cli.file_hash(room / sequence.C2WS)}
+    (room / sequence.VERDICT).write_text(json.dumps(record))
+    args = ("--mode", "eval", "--anchor", "first", "--trajs", "dolly_in:0", *K)
+    assert run(room, *args, *C2W) == 0
+    assert f"warning: {sequence.C2WS}: parallax of 0.2 pixels" in capsys.readouterr().out
+    poses = np.load(room / sequence.C2WS)
+    poses[:, 0, 3] += 1  # the cameras of another program
+    np.save(room / sequence.C2WS, poses)
+    assert run(room, *args, *C2W) == 0
+    assert "parallax" not in capsys.readouterr().out
+
+
+def test_without_depth_it_is_said_how_to_get_it(room, capsys):
+    (room / sequence.DEPTH).unlink()
+    assert run(room, "--mode", "eval") == 2
+    assert "toolbox/geometry/estimate_geometry.py --data_path" in capsys.readouterr().err

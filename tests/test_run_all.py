@@ -1,6 +1,7 @@
 """run_all.sh: what is done is skipped, what changed is made anew, another run is refused."""
 
 import dataclasses
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from conftest import ROOT, call
 
 from toolbox import run_all
-from utils import cli, video
+from utils import cli, sequence, video
 
 PATHS = 10  # more than nine: as text, 10 comes before 2
 SIZE = ("--frames", 17, "--height", 32, "--width", 48)
@@ -200,3 +201,58 @@ def test_the_scripts_print_their_use(script):
     command = ["sh", ROOT / "toolbox" / script, "--help"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and script in done.stdout and not done.stderr
+
+
+@pytest.fixture
+def bare(folder):
+    """Flags that go from a bare video and its depth, and two paths, to folder/new."""
+    shutil.copy(folder / "room/gt_rgb.mp4", folder / "my.mp4")
+    shutil.copy(folder / "room" / sequence.DEPTH, folder / "depth.npy")
+    for number in range(3, PATHS + 1):
+        (folder / f"trajs/path{number:02}.txt").unlink()
+    return ("--video", folder / "my.mp4", "--data_path", folder / "seq", "--depth_file",
+            folder / "depth.npy", "--output_dir", folder / "new")
+
+
+def test_a_bare_video_comes_out_too(model, folder, bare, in_process, capfd):
+    assert start(model, folder, *bare) == 0
+    said = capfd.readouterr().out
+    seq = sequence.open_sequence(folder / "seq", intrinsics_file=sequence.INTRINSICS,
+                                 extrinsics_file=sequence.C2WS)
+    assert (folder / "seq/gt_rgb.mp4").read_bytes() == (folder / "my.mp4").read_bytes()
+    assert f"focal length {seq.intrinsics[0, 0, 0]:.1f} pixels" in said
+    record = json.loads((folder / "seq" / sequence.VERDICT).read_text())
+    for sentence in record["verdict"] if record["flags"] else []:
+        assert f"geometry: {sentence}" in said
+    assert sorted(path.name for path in (folder / "seq/outputs/new").glob("*_out.mp4")) == [
+        "eval_render1_out.mp4", "eval_render2_out.mp4"]
+    before = files(folder)
+    assert start(model, folder, *bare) == 0
+    assert capfd.readouterr().out.count("skipped: ") == 6 and files(folder) == before
+
+
+def test_of_a_bare_video_nothing_is_replaced_that_this_program_did_not_make(
+        model, folder, bare, in_process, monkeypatch):
+    calls = []
+    monkeypatch.setattr(run_all, "run", lambda *command, **_: calls.append(command) or 0)
+    args = run_all.argparse.Namespace(video=folder / "my.mp4", data_path=folder / "seq",
+                                      depth_file=folder / "depth.npy", depth_model=None)
+    stage = run_all.geometry_stage(args)
+    (folder / "seq").mkdir()
+    (folder / "seq/gt_rgb.mp4").write_bytes(b"mine")
+    run_all.find_geometry(args, stage)
+    run_all.write_record(stage, run_all.hashes(stage.folder, stage.results))
+    run_all.find_geometry(args, stage)
+    (folder / "seq/gt_rgb.mp4").write_bytes(b"mine, changed")
+    run_all.find_geometry(args, stage)
+    assert ["--overwrite" in call for call in calls] == [False, True, False]
+
+
+@pytest.mark.parametrize("flags, says", [
+    (("--video", "v.mp4"), "give --depth_model"),
+    (("--depth_file", "d.npy"), "only with --video"),
+    (("--video", "none.mp4", "--depth_file", "d.npy"), "none.mp4: no such file"),
+])
+def test_flags_that_do_not_go_together(model, folder, flags, says, capfd):
+    assert start(model, folder, *flags) == 2
+    assert says in capfd.readouterr().err

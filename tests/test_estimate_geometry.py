@@ -30,7 +30,7 @@ from transformers import (
     ZoeDepthImageProcessorPil,
 )
 
-from toolbox.geometry import estimate_geometry, matches, networks, picture, shots
+from toolbox.geometry import estimate_geometry, matches, networks, picture, shots, solver
 from utils import cli, sequence, video
 
 OUTPUTS = (sequence.DEPTH, sequence.INTRINSICS, sequence.C2WS, sequence.VERDICT)
@@ -183,6 +183,63 @@ def test_cameras_are_kept_and_depth_made_consistent_with_them(made_clip, tmp_pat
     assert record["focal_px"] == pytest.approx(100) and record["flags"] == []
 
 
+def test_depth_is_given_back_in_the_units_of_cameras_that_are_kept(made_clip, tmp_path):
+    folder = shutil.copytree(made_clip, tmp_path / "clip")
+    exact = np.load(folder / sequence.DEPTH)
+    np.save(folder / "given.npy", 5000 * np.load(folder / "given.npy"))
+    assert estimate(folder, *GIVEN, "--keep_cameras", "--overwrite") == 0
+    got = np.load(folder / sequence.DEPTH).astype(np.float32)
+    assert np.median(got / exact) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("change", [
+    lambda k: k + np.array([[0, 0, 20], [0, 0, 0], [0, 0, 0]]),
+    lambda k: k * np.array([[1, 1, 1], [1, 1.2, 1], [1, 1, 1]]),
+    lambda k: k * np.stack([np.diag([f, f, 1]) + 1 - np.eye(3) for f in np.linspace(1, 1.1, 9)]),
+])
+def test_cameras_that_are_none_of_a_centred_pinhole_are_not_kept(made_clip, tmp_path, change,
+                                                                 capsys):
+    folder = shutil.copytree(made_clip, tmp_path / "clip")
+    k = change(np.load(folder / sequence.INTRINSICS))
+    np.save(folder / sequence.INTRINSICS, k[: len(np.load(folder / "given.npy"))])
+    before = contents(folder)
+    assert estimate(folder, *GIVEN, "--keep_cameras", "--overwrite") == 2
+    assert "--keep_cameras needs one focal length" in capsys.readouterr().err
+    assert contents(folder) == before
+
+
+def test_depth_of_any_unit_gives_the_same_cameras(bare, tmp_path):
+    other = shutil.copytree(bare, tmp_path / "other")
+    np.save(other / "given.npy", 1000 * np.load(bare / "given.npy"))
+    for folder in (bare, other):
+        assert estimate(folder, *GIVEN, "--focal", 100) == 0
+    poses, others = (np.load(folder / sequence.C2WS) for folder in (bare, other))
+    np.testing.assert_allclose(others[:, :3, :3], poses[:, :3, :3], atol=1e-4)
+    np.testing.assert_allclose(others[:, :3, 3] / 1000, poses[:, :3, 3], atol=1e-4)
+
+
+def test_points_in_holes_of_depth_count_for_nothing(made_clip, tmp_path, begun_problems):
+    folder = shutil.copytree(made_clip, tmp_path / "clip")
+    given = np.load(folder / "given.npy")
+    given[:, :30] = np.inf  # the sky
+    np.save(folder / "given.npy", given)
+    assert estimate(folder, *GIVEN, "--keep_cameras", "--overwrite") == 0
+    problem = begun_problems[0]
+    weight = problem.weight
+    above = problem.here[problem.pairs[:, 0], :, 1] < -12 * 2  # from the middle, in its pixels
+    assert above.any() and not weight[above].any() and weight[~above].mean() > 0.5
+
+
+@pytest.fixture
+def begun_problems(monkeypatch):
+    """The Problems that the solver gets."""
+    made = []
+    make = solver.make_problem
+    monkeypatch.setattr(solver, "make_problem",
+                        lambda *args: made.append(make(*args)) or made[-1])
+    return made
+
+
 def test_a_focal_length_that_is_given_is_kept(bare):
     assert estimate(bare, *GIVEN, "--focal", 112.5) == 0
     assert np.load(bare / sequence.INTRINSICS)[0, 0] == 112.5
@@ -324,7 +381,9 @@ def test_networks_give_inverse_depth(bare, begun, tmp_path, name):
     metric = name not in ("relative", "dpt")
     if metric:
         expected = 1 / expected.clamp(1e-4, 1e4)
-    expected = at_the_videos_size(expected.clamp(min=0))
+    else:  # the sky, which is at 0 or below, is far away
+        expected = torch.maximum(expected, 0.01 * expected.amax((1, 2), keepdim=True)).clamp(min=0)
+    expected = at_the_videos_size(expected)
     assert expected.std() > 1e-3 * expected.mean() and (expected >= 0).all()
     np.testing.assert_allclose(inverse, expected, rtol=2e-3, atol=1e-4 * expected.max())
     assert known == shots.Known(None, False, None, metric)
@@ -396,6 +455,7 @@ def single_frame(at, name="one.mp4"):
 MODEL = ("--model_path", "model")
 IN_BARE = ("--data_path", "bare")
 NEW = ("--video", "bare/gt_rgb.mp4", "--output", "new")
+BARE_DEPTH = ("--depth_file", "bare/given.npy")
 REFUSED = {  # how it is made, the flags, what the message says
     "a model that is not there": (None, (*IN_BARE, *MODEL), "model: no such folder"),
     "a model that is not there, for a new folder": (None, (*NEW, *MODEL), "model: no such folder"),
@@ -420,12 +480,12 @@ REFUSED = {  # how it is made, the flags, what the message says
     "nothing to work on": (None, GIVEN, "give --video FILE"),
     "a video that is not there": (None, ("--video", "no.mp4", *NEW[2:], *MODEL), "no.mp4"),
     "a folder that is not there": (None, ("--data_path", "nowhere", *GIVEN), "nowhere"),
-    "a video of one frame": (single_frame, ("--video", "one.mp4", *NEW[2:], *GIVEN),
+    "a video of one frame": (single_frame, ("--video", "one.mp4", *NEW[2:], *BARE_DEPTH),
                              "1 frames are left of 1"),
     "a folder with one frame": (
         lambda at: give(lambda z: z[:1])(at) or single_frame(at, "bare/gt_rgb.mp4"),
         (*IN_BARE, *GIVEN), "expected at least 2"),
-    "a start beyond the end": (None, (*NEW, *GIVEN, "--start", 9), "0 frames are left of 4"),
+    "a start beyond the end": (None, (*NEW, *BARE_DEPTH, "--start", 9), "0 frames are left of 4"),
     "a start of a folder": (None, (*IN_BARE, *GIVEN, "--start", 1), "cut --video"),
     "frames of a folder": (None, (*IN_BARE, *GIVEN, "--frames", 3), "cut --video"),
     "a rate of a folder": (None, (*IN_BARE, *GIVEN, "--fps", 5), "cut --video"),
@@ -492,7 +552,7 @@ def counted(tmp_path_factory):
 def cut(tmp_path, monkeypatch):
     """A function (video, flags) that cuts gt_rgb.mp4 of it by the program, and does no more."""
     def run(source, *args):
-        args = ("--video", source, "--output", tmp_path / "new", *args)
+        args = ("--video", source, "--output", tmp_path / "new", "--depth_file", source, *args)
         assert call("toolbox.geometry.estimate_geometry", *args) == 0
         return tmp_path / "new/gt_rgb.mp4"
 
@@ -515,6 +575,7 @@ def which(path, source):
     (("--start", 0.2, "--frames", 5), range(4, 9), 20),
     (("--fps", 10), range(0, 17, 2), 10),
     (("--fps", 8), (0, 3, 5, 8, 10, 13, 15), 8),
+    (("--fps", 16), (0, 2, 3, 4, 5, 7, 8, 9, 10, 12, 13, 14, 15), 16),
     (("--fps", 5, "--start", 0.15, "--frames", 3), (3, 7, 11), 5),
 ])
 def test_a_part_of_a_video(counted, cut, args, frames, fps):

@@ -35,17 +35,21 @@ def test_what_is_good_gets_no_flag():
 @pytest.mark.parametrize("flag, measure, below, above", [
     ("no_parallax", "parallax_px", 0.9, 1.1),
     ("wrong_fit", "ratio", 0.3, 0.4),
-    ("mostly_moving", "moving", 0.4, 0.5),
+    ("mostly_moving", "moving", 0.3, 0.4),
     ("focal_unknown", "focal_deviation", 0.09, 0.11),
 ])
 def test_each_flag_is_of_its_own_measure(flag, measure, below, above):
     bad, good = (below, above) if flag == "no_parallax" else (above, below)
     assert flags({measure: bad}) == [flag]
     assert flags({measure: good}) == []
-    if flag != "no_parallax":  # one window with parallax is enough to know that the camera moves
-        assert flags({}, {measure: bad}, {}) == [flag]
-    else:
-        assert flags({}, {measure: bad}) == []
+    assert flags({}, {measure: bad}, {}) == [flag]
+
+
+def test_windows_without_parallax_are_told_and_their_ratio_says_nothing():
+    measures = [GOOD, GOOD | {"parallax_px": 0.1, "ratio": 0.9}, GOOD | {"parallax_px": np.nan}]
+    found, said = verdict.judge(measures, np.array([0.3]), [])
+    assert found == ["no_parallax"] and "in 2 of 3 windows" in said[0]
+    assert verdict.judge(measures[2:], np.array([np.nan]), [])[0] == ["no_parallax"]
 
 
 def test_flags_of_cuts_and_of_frames():
@@ -165,9 +169,8 @@ def test_a_window_in_another_world_and_unit_is_put_back():
     turned = solver.exponentials(np.array([[0.3, -2, 1, 0.4, -0.2, 0.9]]))[0]
     scaled = c2w[8:].copy()
     scaled[:, :3, 3] *= 2.5
-    got, poses = shots.joined(disparity[:14].copy(), np.array([*c2w[:14], *[np.eye(4)] * 6]), None,
-                              disparity[8:] / 2.5, turned @ scaled, 8, 6)
-    np.testing.assert_allclose(got, disparity[8:], rtol=1e-9)
+    got, poses = shots.joined(disparity[8:14], c2w[8:14], disparity[8:] / 2.5, turned @ scaled)
+    np.testing.assert_allclose(got, disparity[8:], rtol=1e-6)
     np.testing.assert_allclose(poses, c2w[8:], atol=1e-9)
 
 
@@ -179,7 +182,7 @@ def test_windows_that_differ_are_blended_over_their_overlap():
     disparity = np.ones((10, 4, 4))
     odd = disparity.copy()
     odd[:, 0, 0] = 3
-    got, poses = shots.joined(disparity, c2w, None, odd, other, 0, 10)
+    got, poses = shots.joined(disparity, c2w, odd, other)
     assert (np.diff(got[:, 0, 0]) > 0).all() and 1 < got[0, 0, 0] < 1.3 < 2.7 < got[9, 0, 0] < 3
     assert (got[:, 1:] == 1).all() and np.allclose(poses[:, 0, 3], np.arange(10))
     assert abs(poses[0, 1, 3]) < 0.5 and 3.5 < poses[9, 1, 3] < 4
@@ -199,7 +202,7 @@ def test_the_scale_that_suits_cameras():
     problem, truth = make(cameras(6), uneven=0)
     for scale in (-1.3, 0, 0.9):
         given = replace(problem, disparity=problem.disparity * np.float32(np.exp(-scale)))
-        assert abs(shots.depth_scale(truth, given) - scale) < 0.13
+        assert abs(shots.depth_scale(truth, given, 2, 0.125) - scale) < 0.13
 
 
 def test_the_shared_focal_length_is_that_of_windows_that_know_it():
@@ -212,9 +215,9 @@ def test_the_shared_focal_length_is_that_of_windows_that_know_it():
 
 def test_a_state_that_was_saved_comes_back(tmp_path):
     _, truth = make(cameras(3), points=5)
-    assert shots.load_state(tmp_path / "a.npz", 3) is None
+    assert shots.load_state(tmp_path / "a.npz") is None
     shots.save_state(tmp_path / "a.npz", truth, GOOD, np.array([0.1, np.nan, 0.3]))
-    state, measured, misfit = shots.load_state(tmp_path / "a.npz", 3)
+    state, measured, misfit = shots.load_state(tmp_path / "a.npz")
     for name in ("w2c", "log_focal", "grid", "shift", "offset"):
         assert np.array_equal(getattr(state, name), getattr(truth, name))
     assert measured == GOOD and np.array_equal(misfit, [0.1, np.nan, 0.3], equal_nan=True)
@@ -224,8 +227,9 @@ def test_holes_are_filled_for_the_solver():
     inverse = np.full((2, 12, 16), 0.5, np.float32)
     inverse[0, :6] = 0
     inverse[1] = 0
-    found = shots.small_disparity(inverse, SIZE)
+    found, known = shots.small_disparity(inverse, SIZE)
     assert found.shape == (2, *SIZE) and (found[0] == 0.5).all() and (found[1] == 1).all()
+    assert not known[1].any() and known[0].mean() == 0.5 and known[0, -1].all()
 
 
 # ---- cuts ----------------------------------------------------------------------------------------

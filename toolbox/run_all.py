@@ -105,6 +105,8 @@ def complete(args):
                  "depth_file"):
         if getattr(args, name):
             setattr(args, name, getattr(args, name).resolve())
+    if args.depth_model and Path(args.depth_model).is_dir():
+        args.depth_model = str(Path(args.depth_model).resolve())
     for name in ("video", "depth_file"):
         if getattr(args, name) and not getattr(args, name).is_file():
             raise InputError(f"--{name} {getattr(args, name)}: no such file")

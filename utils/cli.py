@@ -131,7 +131,7 @@ def check_free(path):
 def _locked(path):
     """The open file of a lock that is held."""
     while True:
-        file = open(path, "a+")
+        file = open(path, "a+", errors="backslashreplace")  # names need not be UTF-8
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

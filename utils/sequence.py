@@ -114,7 +114,8 @@ def half_if_exact(depth):
     """Depth as float16 if that keeps every value to 1e-3, else as it is."""
     with np.errstate(over="ignore"):
         half = depth.astype(np.float16)
-    return half if (np.abs(half - depth) <= 1e-3 * depth).all() else depth
+    exact = (np.abs(a - b) <= 1e-3 * b for a, b in zip(half, depth, strict=True))
+    return half if all(each.all() for each in exact) else depth
 
 
 def save_array(path, array):

@@ -35,6 +35,7 @@ from utils import cli, files, geometry, sequence, video
 from utils.cli import InputError
 
 PICTURE = "cam_info/geometry.png"
+K_SHARE = 0.02  # of the long side: K may differ so much from one of a centred pinhole
 WORK = "cam_info/geometry.part"  # what is done, until all is
 
 
@@ -71,7 +72,9 @@ def check_args(args):
         raise InputError("--start, --frames and --fps cut --video; --data_path is taken whole")
     for name in ("start", "frames", "fps", "focal", "batch_size"):
         value = getattr(args, name)
-        if value is not None and not (np.isfinite(value) and value >= (name != "start")):
+        if value is None:
+            continue
+        if not np.isfinite(value) or value < 0 or value == 0 and name != "start":
             raise InputError(f"--{name} {value}: expected a number above 0")
     args.data_path = args.data_path or args.output
     if args.keep_cameras and args.focal:
@@ -81,8 +84,6 @@ def check_args(args):
 def check_outputs(args):
     """InputError if this run would replace a file."""
     names = [sequence.DEPTH, sequence.INTRINSICS, sequence.C2WS]
-    if args.depth_file is None and args.model_path is None:
-        names.remove(sequence.DEPTH)
     if args.keep_cameras:
         names = names[:1]
     if args.video:
@@ -111,10 +112,12 @@ def cut_video(args):
         return
     kept = [starts[t] - starts[chosen[0]] for t in [*chosen, chosen[-1] + 1]]
     gaps = np.diff(kept[:-1])
-    fewer = args.fps and args.fps < info.fps and gaps.max() < 1.5 / args.fps
-    info = video.replace(info, frames=len(chosen), times=info.times and tuple(kept))
-    if fewer:
+    uneven = info.times or gaps.max() > gaps.min()
+    info = video.replace(info, frames=len(chosen), times=tuple(kept) if uneven else None)
+    if args.fps and gaps.max() < 2 / args.fps and not gaps.min() > 1.01 / args.fps:
         info = info.at_rate(args.fps)
+    elif not uneven:
+        info = info.at_rate(1 / gaps[0])
     with video.VideoWriter(target, info) as writer:
         for t, frame in enumerate(tqdm(video.iter_frames(args.video), unit="frame", desc="video")):
             if t in chosen:
@@ -126,7 +129,7 @@ def chosen_frames(args, starts):
     last is the end."""
     first = args.start - 1e-6
     chosen = [t for t, start in enumerate(starts[:-1]) if start >= first]
-    if args.fps:
+    if args.fps and args.fps < 1 / min(np.diff(starts)):
         ticks = np.arange(args.start, starts[-1], 1 / args.fps) - 1e-6
         nearest = np.searchsorted(starts, ticks)
         chosen = sorted(set(nearest.tolist()) & set(chosen))
@@ -189,17 +192,23 @@ def depth_path(args):
     return path
 
 
+def check_depth_file(args):
+    """InputError if there is neither a model nor depth."""
+    path = depth_path(args)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give --model_path, a depth model (see --help), or "
+                         "--depth_file")
+
+
 def depth_of_file(args, info):
     """Inverse depth [N, h, w] of --depth_file, or of the depth that is there; 0 where unknown."""
     path = depth_path(args)
-    if not path.is_file() and not args.depth_file:
-        raise InputError(f"{path}: no such file; give --model_path, a depth model (see --help), or "
-                         "--depth_file")
     depth = sequence.load_array(path, [(info.frames, None, None)])
     geometry.check_shape(path, depth.shape[:0:-1], (info.width, info.height))
-    depth = np.array(depth, np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(np.isfinite(depth) & (depth > 0), 1 / depth, 0)
+    files.check_memory(path, 6 * depth.size)  # float32, and a half beside it when it is written
+    inverse = np.zeros(depth.shape, np.float32)
+    for each, to in zip(depth, inverse, strict=True):
+        np.divide(1, each, out=to, where=np.isfinite(each) & (each > 0), casting="unsafe")
     if not inverse.any():
         raise InputError(f"{path}: has no positive finite depth; expected z-depth")
     return inverse
@@ -224,6 +233,11 @@ def known_cameras(args, info, depth_size):
     k, notes = sequence.video_intrinsics(path, info, depth_size)
     for note in notes:
         print(f"note: {note}")
+    wanted = np.array([[k[0, 0, 0], 0, info.width / 2], [0, k[0, 0, 0], info.height / 2],
+                       [0, 0, 1]])
+    if np.abs(k - wanted).max() > K_SHARE * max(info.height, info.width):
+        raise InputError(f"{path}: --keep_cameras needs one focal length for all frames, x and y, "
+                         f"and the centre in the middle; got {cli.short(str(k[0].tolist()), 200)}")
     return float(k[0, 0, 0]), np.linalg.inv(
         sequence.camera_poses(args.data_path / sequence.C2WS, info.frames))
 
@@ -262,7 +276,7 @@ def open_work(args):
 
 def drop_work(args):
     """Delete the folder of what is done, and cam_info/ if there is nothing else in it."""
-    shutil.rmtree(args.data_path / WORK)
+    shutil.rmtree(args.data_path / WORK, ignore_errors=True)
     with contextlib.suppress(OSError):
         (args.data_path / WORK).parent.rmdir()
 
@@ -272,17 +286,18 @@ def write(args, info, found):
     height, width = found.disparity.shape[1:]
     k = np.array([[found.focal, 0, info.width // 2], [0, found.focal, info.height // 2], [0, 0, 1]])
     k = k * geometry.scale((info.width, info.height), (width, height))
-    depth = np.where(found.disparity > 0, 1 / np.maximum(found.disparity, 1e-9), 0)
+    depth = np.zeros(found.disparity.shape, np.float32)
+    for each, to in zip(found.disparity, depth, strict=True):
+        np.divide(1, each, out=to, where=each > 0)
     if not args.keep_cameras:
         sequence.save_array(args.data_path / sequence.INTRINSICS, k.astype(np.float32))
         sequence.save_array(args.data_path / sequence.C2WS, found.c2w.astype(np.float32))
-    sequence.save_array(args.data_path / sequence.DEPTH,
-                        sequence.half_if_exact(depth.astype(np.float32)))
     record = verdict.as_record(found)
     record["c2ws_hash"] = cli.file_hash(args.data_path / sequence.C2WS)
     with files.whole(args.data_path / sequence.VERDICT) as part:
         part.write_text(json.dumps(record, indent=1) + "\n")
     picture.write(args.data_path / PICTURE, found)
+    sequence.save_array(args.data_path / sequence.DEPTH, sequence.half_if_exact(depth))
     shutil.rmtree(args.data_path / WORK)
     print(f"wrote {args.data_path}/{sequence.DEPTH}, megasam_intrinsics.npy, megasam_c2ws.npy, "
           f"geometry.json and geometry.png: {info.frames} frames, depth {width} x {height}, "
@@ -300,10 +315,21 @@ def main():
     cv2.setNumThreads(1)  # with more, these small pictures take several times as long
     video.probe(args.video or args.data_path / "gt_rgb.mp4")
     network = open_network(args)
+    if network is None:
+        check_depth_file(args)
     with cli.lock(args.data_path / ".estimate_geometry.lock"):
-        if args.video and not (is_begun(args) and (args.data_path / "gt_rgb.mp4").is_file()):
-            cut_video(args)
-        run(args, network)
+        fresh = not is_begun(args)
+        rgb = args.data_path / "gt_rgb.mp4"
+        try:
+            if args.video and (fresh or not rgb.is_file()):
+                open_work(args)
+                cut_video(args)
+            run(args, network)
+        except InputError:
+            if fresh and args.video:  # what was begun is nothing that could go on
+                rgb.unlink(missing_ok=True)
+                drop_work(args)
+            raise
 
 
 def run(args, network):
@@ -311,6 +337,10 @@ def run(args, network):
     info = video.probe(args.data_path / "gt_rgb.mp4")
     if info.frames < 2:
         raise InputError(f"{args.data_path}/gt_rgb.mp4: has one frame; expected at least 2")
+    short, long = sorted((info.height, info.width))
+    if short < 16 or long > 10 * short:
+        raise InputError(f"{args.data_path}/gt_rgb.mp4: got {info.width} x {info.height}; expected "
+                         "16 pixels or more, and a side no longer than ten times the other")
     focal, metric = None, True
     inverse = None if network else depth_of_file(args, info)
     w2c = None
@@ -321,11 +351,11 @@ def run(args, network):
     if network:
         inverse, focal, metric = depth_of_network(args, info, network)
     torch.set_num_threads(1)
+    fixed = args.focal is not None or args.keep_cameras
     tagged = focal_of_file(args.video or args.data_path / "gt_rgb.mp4")
-    if tagged:
+    if tagged and not fixed:
         focal = tagged * np.hypot(info.width, info.height)
         print(f"note: the video says that its focal length is {focal:.0f} pixels; begun with that")
-    fixed = args.focal is not None or args.keep_cameras
     if args.keep_cameras:
         focal = kept_focal
     found = shots.find_geometry(

@@ -28,6 +28,7 @@ HUB = "huggingface.co", 443
 MAP_SIDE = 518  # short side of the depth maps at most, pixels; Depth Anything's own
 NEAREST = 1e-4  # metres; this and the next are the limits in DepthPro's own post-processing
 FARTHEST = 1e4
+FAR = 0.01  # of a relative network's nearest disparity: the sky, which it puts at 0
 DISPARITY = ("dpt", "depth_anything", "depth_pro")  # types whose output is inverse depth,
 METRIC = ("zoedepth", "glpn")  # and depth in metres; a metric Depth Anything is told by its config
 
@@ -126,7 +127,7 @@ def predict(model, pixels, size):
     elif is_metric(model.config):
         inverse = 1 / found.clamp(NEAREST, FARTHEST)
     else:
-        inverse = found.clamp(min=0)
+        inverse = torch.maximum(found, FAR * found.amax((1, 2), keepdim=True)).clamp(min=0)
     inverse = F.interpolate(inverse[:, None], size, mode="bilinear", antialias=True)[:, 0]
     return inverse.cpu().numpy(), None if focal is None else focal.cpu().numpy()
 

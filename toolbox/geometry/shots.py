@@ -5,6 +5,7 @@ if __name__ == "__main__":
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -87,38 +88,76 @@ def read_greys(path, first, last, size):
 
 
 def small_disparity(inverse, size):
-    """Inverse depth [n, h, w] at the size of the pictures, with holes filled by the median."""
+    """Inverse depth [n, h, w] at the size of the pictures, with holes filled by the median, and
+    where it is known, bool [n, *size]."""
     maps = []
+    masks = []
     for each in inverse:
         known = each > 0
         filled = np.where(known, each, np.median(each[known]) if known.any() else 1)
-        maps.append(cv2.resize(filled.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA))
-    return np.stack(maps)
+        method = cv2.INTER_AREA if size[0] < len(each) else cv2.INTER_LINEAR
+        maps.append(cv2.resize(filled.astype(np.float32), size[::-1], interpolation=method))
+        mask = cv2.resize(known.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
+        masks.append(mask > 0)
+    return np.stack(maps), np.stack(masks)
+
+
+class Window(NamedTuple):
+    """Frames of a video as grey, uint8 [n, h, w], and their inverse depth as small_disparity."""
+
+    greys: list
+    disparity: np.ndarray
+    mask: np.ndarray
+
+
+def read_window(path, span, inverse, unit, size):
+    """The Window of frames span[0] to span[1] - 1; its inverse depth in the given unit."""
+    disparity, mask = small_disparity(inverse[slice(*span)], size)
+    return Window(read_greys(path, *span, size), disparity / np.float32(unit), mask)
+
+
+def unit_of(inverse):
+    """The median inverse depth of a few frames: the solver works in numbers about 1."""
+    some = inverse[:: max(1, len(inverse) // 8)]
+    return float(np.median(some[some > 0])) if (some > 0).any() else 1.0
 
 
 # ---- one window ----------------------------------------------------------------------------------
 
 
-def solve_window(greys, disparity, known, focal, w2c):
-    """(State, Problem) of a window; focal: in pixels of its pictures, or None."""
-    height, width = disparity.shape[1:]
-    found = matches.find(greys)
+def make_problem(window, focal, metric):
+    """The solver's Problem of a Window; points without depth count for nothing."""
+    found = matches.find(window.greys)
+    seen = np.stack([matches.at_points(mask, here)
+                     for mask, here in zip(window.mask, found.here, strict=True)])
+    found = found._replace(weight=found.weight * seen[found.pairs[:, 0]])
+    return solver.make_problem(found, window.disparity, focal, 0.05 if metric else 0.3)
+
+
+def solve_window(window, known, focal, w2c):
+    """(State, Problem) of a Window; focal: in pixels of its pictures, or None."""
+    height, width = window.disparity.shape[1:]
     first_focal = focal or search.FIRST_FOCAL * max(height, width)
-    problem = solver.make_problem(found, disparity, first_focal, 0.05 if known.metric else 0.3)
+    problem = make_problem(window, first_focal, known.metric)
     if w2c is None:
         return search.search(problem, (height, width), known.fixed), problem
     state = replace(solver.start(problem), w2c=w2c)
-    scale = depth_scale(state, problem)
-    state = replace(state, grid=state.grid + scale)
+    state = replace(state, grid=state.grid + depth_scale(state, problem, 1, 0.1))
     return search.run(state, problem, (("g", 2, 1, 8), ("g", 0.5, 1, 8)), True), problem
 
 
-def depth_scale(state, problem):
-    """The logarithm of the factor on disparity that suits given cameras best, of a few."""
+def depth_scale(state, problem, reach, step):
+    """The logarithm of the factor on disparity that suits given cameras best, of -reach to reach.
+
+    Where none does better than another, as without translation, it is 0.
+    """
     few = problem.thinned(search.FEW)
     state = replace(state, offset=state.offset[:, : search.FEW])
-    tried = np.linspace(-2, 2, 33)
-    costs = [solver.cost(replace(state, grid=state.grid + value), few, 4, 2) for value in tried]
+    tried = sorted(np.arange(-reach, reach + step / 2, step), key=abs)
+    costs = []
+    for value in np.exp(np.float32(tried)):
+        scaled = replace(few, disparity=few.disparity * value, median=few.median * value)
+        costs.append(solver.cost(state, scaled, 4, 2))
     return tried[int(np.argmin(costs))]
 
 
@@ -130,7 +169,7 @@ def in_units(state):
     return replace(state, w2c=w2c, grid=state.grid - scale, shift=state.shift * np.exp(-scale))
 
 
-def load_state(path, count):
+def load_state(path):
     """The State that an earlier start saved, and its measures, or None."""
     if not path.is_file():
         return None
@@ -159,6 +198,7 @@ def find_geometry(path, info, inverse, work, known):
     """
     size = matches.picture_size(info.height, info.width)
     scale = size[1] / info.width
+    unit = unit_of(inverse)
     cuts = find_cuts(path, info)
     spans = []
     for first, last in itertools.pairwise([0, *cuts, info.frames]):
@@ -166,23 +206,41 @@ def find_geometry(path, info, inverse, work, known):
     out = np.lib.format.open_memmap(work / "fused.npy", "w+", np.float32, inverse.shape)
     c2w = np.tile(np.eye(4), (info.frames, 1, 1))
     misfit = np.full(info.frames, np.nan)
-    results = [solve_span(path, span, inverse, work, known, scale, size)
-               for span in tqdm(spans, unit="window", desc="cameras")]
+    if known.w2c is not None:
+        window = read_window(path, spans[0], inverse, unit, size)
+        problem = make_problem(window, known.focal * scale, known.metric)
+        given = replace(solver.start(problem), w2c=known.w2c[slice(*spans[0])])
+        unit /= np.exp(depth_scale(given, problem, 12, 0.25))
+    results = []
+    for span in tqdm(spans, unit="window", desc="cameras"):
+        kept = work / f"window_{span[0]}_{span[1]}.npz"
+        found = load_state(kept)
+        if not found:
+            window = read_window(path, span, inverse, unit, size)
+            found = solve_span(window, span, known, scale)
+            save_state(kept, *found)
+        results.append(found)
     focal = shared_focal(results, known, scale)
     done = 0
     for (first, last), (state, _, window_misfit) in zip(spans, results, strict=True):
+        window = read_window(path, (first, last), inverse, unit, size)
         if len(spans) > 1 and not known.fixed:
-            state = again(path, (first, last), inverse, state, size, focal * scale, known)
-        ratio, poses = fused(path, (first, last), inverse, state, size)
-        overlap = done - first
-        if overlap > 0:
-            ratio, poses = joined(out, c2w, inverse, ratio, poses, first, overlap)
-        out[first:last], c2w[first:last] = ratio, poses
+            state = again(window, state, focal * scale, known.metric)
+        if known.w2c is None:
+            state = in_units(state)
+        disparity, poses = fused(window, state, inverse[first:last] / np.float32(unit))
+        if done > first:
+            there = np.array(out[first:done]), c2w[first:done]
+            disparity, poses = joined(*there, disparity, poses, known.w2c is not None)
+        out[first:last], c2w[first:last] = disparity, poses
         out.flush()
         misfit[first:last] = np.fmax(misfit[first:last], window_misfit)
         done = last
     if known.w2c is not None:
         c2w = np.linalg.inv(known.w2c)
+    else:  # back to the units that depth was given in
+        out *= unit
+        c2w[:, :3, 3] /= unit
     measures = [each[1] for each in results]
     flags, sentences = verdict.judge(measures, misfit, cuts)
     shown = np.unique(np.linspace(0, info.frames - 1, 4).astype(int))
@@ -190,21 +248,11 @@ def find_geometry(path, info, inverse, work, known):
     return Found(out, c2w, focal, misfit, cuts, measures, flags, sentences, pictures)
 
 
-def solve_span(path, span, inverse, work, known, scale, size):
-    """(State, measures, misfit of each frame) of a window, or of an earlier start."""
-    first, last = span
-    kept = work / f"window_{first}_{last}.npz"
-    found = load_state(kept, last - first)
-    if found:
-        return found
-    greys = read_greys(path, first, last, size)
-    disparity = small_disparity(inverse[first:last], size)
-    focal = known.focal and known.focal * scale
-    w2c = None if known.w2c is None else known.w2c[first:last]
-    state, problem = solve_window(greys, disparity, known, focal, w2c)
-    measured, misfit = verdict.measure(state, problem, known.fixed)
-    save_state(kept, state, measured, misfit)
-    return state, measured, misfit
+def solve_span(window, span, known, scale):
+    """(State, measures, misfit of each frame) of the Window of a span."""
+    w2c = None if known.w2c is None else known.w2c[slice(*span)]
+    state, problem = solve_window(window, known, known.focal and known.focal * scale, w2c)
+    return state, *verdict.measure(state, problem, known.fixed)
 
 
 def shared_focal(results, known, scale):
@@ -216,42 +264,43 @@ def shared_focal(results, known, scale):
     return float(np.exp(np.average(logs, weights=weights))) / scale
 
 
-def again(path, span, inverse, state, size, focal, known):
-    """The State of a window solved on with the focal length that all share."""
-    greys = read_greys(path, *span, size)
-    disparity = small_disparity(inverse[slice(*span)], size)
-    problem = solver.make_problem(matches.find(greys), disparity, focal,
-                                  0.05 if known.metric else 0.3)
+def again(window, state, focal, metric):
+    """The State of a Window solved on with the focal length that all share."""
     state = replace(state, log_focal=float(np.log(focal)))
-    return search.run(state, problem, search.GO_ON, True)
+    return search.run(state, make_problem(window, focal, metric), search.GO_ON, True)
 
 
-def fused(path, span, inverse, state, size):
-    """(disparity [n, h, w] at its own size, c2w [n, 4, 4]) of a window, made better by fusion."""
-    state = in_units(state)
-    greys = read_greys(path, *span, size)
-    before = small_disparity(inverse[slice(*span)], size)
-    with tqdm(total=len(greys), unit="frame", desc="depth over time", leave=False) as bar:
-        after = fuse_depth.fuse(state, greys, before, bar)
-    own = np.array(inverse[slice(*span)])
+def fused(window, state, own):
+    """(disparity [n, h, w], c2w [n, 4, 4]) of a Window, made better by fusion.
+
+    own: inverse depth at the size that is given back, in the Window's unit; it is changed.
+    """
+    with tqdm(total=len(own), unit="frame", desc="depth over time", leave=False) as bar:
+        after = fuse_depth.fuse(state, window.greys, window.disparity, bar)
     for t, each in enumerate(own):
-        change = np.log(after[t] / np.maximum(before[t], 1e-9))
+        change = np.log(after[t] / np.maximum(window.disparity[t], 1e-9))
         each *= np.exp(cv2.resize(change, each.shape[::-1], interpolation=cv2.INTER_LINEAR))
         each[:] = fuse_depth.sharpened(each)
     return own, np.linalg.inv(state.w2c)
 
 
-def joined(out, c2w, inverse, disparity, poses, first, overlap):
-    """A window's disparity and poses in the units and world of what is there, blended with it."""
-    there = np.array(out[first : first + overlap])
+def joined(there, before, disparity, poses, same_world=False):
+    """A window's disparity and poses in the units and world of what is there, blended with it.
+
+    there [k, h, w], before [k, 4, 4]: the first frames as the window before has them. same_world:
+    units and world are the same already.
+    """
+    overlap = len(there)
     both = (there > 0) & (disparity[:overlap] > 0)
-    scale = np.exp(np.median(np.log(disparity[:overlap][both] / there[both])))
-    disparity = disparity / scale
+    scale = 1.0
+    if both.any() and not same_world:
+        scale = np.exp(np.median(np.log(disparity[:overlap][both] / there[both])))
+    disparity = disparity / np.float32(scale)
     poses = poses.copy()
     poses[:, :3, 3] *= scale
-    before = c2w[first : first + overlap]
     middle = overlap // 2
-    poses = before[middle] @ np.linalg.inv(poses[middle]) @ poses
+    if not same_world:
+        poses = before[middle] @ np.linalg.inv(poses[middle]) @ poses
     for t in range(overlap):
         share = (t + 1) / (overlap + 1)
         disparity[t] = there[t] * (1 - share) + disparity[t] * share

@@ -18,7 +18,7 @@ PARALLAX_PX = 1.0  # median below which the cameras' translation is not known
 RATIO = 0.35  # misfit with translation by misfit without it, above which the fit explains nothing
 FOCAL = 0.1  # deviation of the logarithm of the focal length that is too much
 LOST_PX = 2.0  # median misfit of a frame whose camera is a guess
-MOVING = 0.45  # share of matches farther than MOVED_PX from where a still scene would put them
+MOVING = 0.35  # share of matches farther than MOVED_PX from where a still scene would put them
 MOVED_PX = 1.5
 ENOUGH = 30  # matches, to tell a share
 
@@ -79,16 +79,18 @@ def judge(measures, misfit, cuts):
         flags.append(name)
         said.append(sentence)
 
-    parallax = max(each["parallax_px"] for each in measures)
+    parallax = [float(np.nan_to_num(each["parallax_px"])) for each in measures]
+    enough = [each for each in measures if each["parallax_px"] >= PARALLAX_PX]
     moves = max(each["moving"] for each in measures)
     if cuts:
         flag("cut", f"cuts at frames {', '.join(map(str, cuts))}: each shot has a world of its "
              "own; give one shot (--start, --frames)")
-    if parallax < PARALLAX_PX:
-        flag("no_parallax", f"parallax of {parallax:.2f} pixels, expected above {PARALLAX_PX:g}: "
-             "the camera turns but hardly moves, so its rotation is known and its position is not; "
-             "depth is the network's")
-    elif max(each["ratio"] for each in measures) > RATIO:
+    if len(enough) < len(measures):
+        part = "" if not enough else f" in {len(measures) - len(enough)} of {len(measures)} windows"
+        flag("no_parallax", f"parallax of {min(parallax):.2f} pixels{part}, expected above "
+             f"{PARALLAX_PX:g}: the camera hardly moves, at most it turns; its rotation is known, "
+             "its position is not, and depth is the network's")
+    if enough and max(each["ratio"] for each in enough) > RATIO:
         flag("wrong_fit", "a moving camera in a still scene explains little of what is seen: the "
              "depth is wrong, or most of the picture moves; cameras are guesses")
     if moves > MOVING:
@@ -101,8 +103,8 @@ def judge(measures, misfit, cuts):
         flag("lost_frames", f"{len(lost)} frames fit badly, {lost[0]} to {lost[-1]}: their cameras "
              "are guesses")
     if not said:
-        said.append(f"good: parallax {parallax:.1f} pixels, {1 - moves:.0%} of the points fit a "
-                    "still scene")
+        said.append(f"good: parallax {max(parallax):.1f} pixels, {1 - moves:.0%} of the points "
+                    "fit a still scene")
     return flags, said
 
 

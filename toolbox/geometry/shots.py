@@ -95,8 +95,8 @@ def small_disparity(inverse, size):
     for each in inverse:
         known = each > 0
         filled = np.where(known, each, np.median(each[known]) if known.any() else 1)
-        method = cv2.INTER_AREA if size[0] < len(each) else cv2.INTER_LINEAR
-        maps.append(cv2.resize(filled.astype(np.float32), size[::-1], interpolation=method))
+        # even when enlarged, each pixel keeps its number, so that its noise can be taken out again
+        maps.append(cv2.resize(filled.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA))
         mask = cv2.resize(known.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST)
         masks.append(mask > 0)
     return np.stack(maps), np.stack(masks)

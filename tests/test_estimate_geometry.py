@@ -658,6 +658,19 @@ def test_a_network_goes_on_where_it_was_interrupted(bare, begun, tmp_path, monke
     assert len(calls) == 5 and np.array_equal(again, whole)
 
 
+def test_a_network_goes_on_with_another_batch_size(bare, begun, tmp_path, monkeypatch):
+    save_depth_anything(tmp_path / "model")
+    whole, _ = begun("--model_path", tmp_path / "model")
+    shutil.rmtree(bare / estimate_geometry.WORK)
+    for size in (1, 2):  # the second start does frame 0 once more
+        with monkeypatch.context() as patch:
+            interrupt_once(patch, networks, "predict", after=1)
+            model = ("--model_path", tmp_path / "model", "--batch_size", size)
+            assert estimate(bare, *model) == 128 + signal.SIGINT
+    again, _ = begun("--model_path", tmp_path / "model")
+    np.testing.assert_allclose(again, whole, rtol=1e-4)
+
+
 def test_another_part_of_a_video_is_not_taken_for_the_one_that_was_begun(counted, tmp_path,
                                                                           monkeypatch):
     args = ("--video", counted, "--output", tmp_path / "new", "--model_path", tmp_path / "model",

@@ -259,8 +259,8 @@ def geometry_stage(args):
 def find_geometry(args, stage):
     """Make the folder; files are replaced only if an earlier start of this program made them."""
     there = hashes(stage.folder, stage.results)
-    options = ["--overwrite"] if there and there.items() <= read_record(stage)["results"].items() \
-        else []
+    ours = there and there.items() <= read_record(stage)["results"].items()
+    options = ["--overwrite"] if ours else []
     if args.depth_file:
         options += ["--depth_file", args.depth_file]
     else:

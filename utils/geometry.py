@@ -127,15 +127,19 @@ def _grey_change(frames, depth, k, c2w):
     medians = []
     for a in np.unique(np.linspace(0, len(frames) - gap - 1, PAIRS).astype(int)):
         b = a + gap
-        x, y, seen = _follow(depth[a], k[a], k[b], np.linalg.inv(c2w[b]) @ c2w[a])
+        x, y, _, seen = follow(depth[a], k[a], k[b], np.linalg.inv(c2w[b]) @ c2w[a])
         there = cv2.remap(grey[b], x, y, cv2.INTER_LINEAR)
         if seen.mean() > 0.1:
             medians.append(np.median(np.abs(there - grey[a])[seen]))
     return np.median(medians) if medians else np.nan
 
 
-def _follow(depth, k, k_other, motion):
-    """Where pixels of a frame are in another: (x, y, whether they are in it), each [h, w]."""
+def follow(depth, k, k_other, motion):
+    """Where pixels of a frame are in another: (x, y, z, whether they are in it), each [h, w].
+
+    depth [h, w], z; k, k_other [3, 3]: in its pixels; motion [4, 4]: to the other's camera. x, y in
+    pixels, z in units of depth, inf for what is not in front of the other camera.
+    """
     height, width = depth.shape
     v, u = np.mgrid[:height, :width]
     rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(depth)], -1)
@@ -144,4 +148,4 @@ def _follow(depth, k, k_other, motion):
     x = (k_other[0, 0] * points[..., 0] / z + k_other[0, 2]).astype(np.float32)
     y = (k_other[1, 1] * points[..., 1] / z + k_other[1, 2]).astype(np.float32)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    return x, y, inside & np.isfinite(z) & (depth > 0)
+    return x, y, z, inside & np.isfinite(z) & (depth > 0)

@@ -19,9 +19,11 @@ stopped: the same command goes on.
 
 import argparse
 import contextlib
+import itertools
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -113,14 +115,16 @@ def cut_video(args):
     kept = [starts[t] - starts[chosen[0]] for t in [*chosen, chosen[-1] + 1]]
     gaps = np.diff(kept[:-1])
     uneven = info.times or gaps.max() > gaps.min()
-    info = video.replace(info, frames=len(chosen), times=tuple(kept) if uneven else None)
+    info = replace(info, frames=len(chosen), times=tuple(kept) if uneven else None)
     if args.fps and gaps.max() < 2 / args.fps and not gaps.min() > 1.01 / args.fps:
         info = info.at_rate(args.fps)
     elif not uneven:
         info = info.at_rate(1 / gaps[0])
+    wanted = set(chosen)
+    frames = itertools.islice(video.iter_frames(args.video), chosen[-1] + 1)
     with video.VideoWriter(target, info) as writer:
-        for t, frame in enumerate(tqdm(video.iter_frames(args.video), unit="frame", desc="video")):
-            if t in chosen:
+        for t, frame in enumerate(tqdm(frames, unit="frame", desc="video")):
+            if t in wanted:
                 writer.write(frame[None])
 
 
@@ -167,7 +171,7 @@ def depth_of_network(args, info, network):
                                  "expected trained weights")
             maps[first : first + len(frames)] = inverse
             found = np.full(len(frames), np.nan) if focal is None else focal
-            focals = np.concatenate([focals, found])
+            focals = np.concatenate([focals[:first], found])
             maps.flush()
             sequence.save_array(done_path, focals)
             bar.update(len(frames))
@@ -282,7 +286,7 @@ def drop_work(args):
 
 
 def write(args, info, found):
-    """Write what was found: depth last but for the verdict, since others look for it."""
+    """Write what was found: depth last, for without it the same command goes on."""
     height, width = found.disparity.shape[1:]
     k = np.array([[found.focal, 0, info.width // 2], [0, found.focal, info.height // 2], [0, 0, 1]])
     k = k * geometry.scale((info.width, info.height), (width, height))
@@ -333,7 +337,7 @@ def main():
 
 
 def run(args, network):
-    """From gt_rgb.mp4 to cam_info/; what is refused is refused before anything is written."""
+    """From gt_rgb.mp4 to cam_info/; files are refused before anything is written there."""
     info = video.probe(args.data_path / "gt_rgb.mp4")
     if info.frames < 2:
         raise InputError(f"{args.data_path}/gt_rgb.mp4: has one frame; expected at least 2")

@@ -28,7 +28,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toolbox.synthetic import clips, scenes
 from toolbox.synthetic.make_geometry_cases import make_scene, make_sets
-from utils import cli, files, sequence, trajectory, video, warp
+from utils import cli, files, geometry, metrics, sequence, trajectory, video, warp
 
 PROGRAM = Path(__file__).with_name("estimate_geometry.py")
 COLUMNS = ("ATE %", "rot deg", "focal %", "depth in", "depth", "cons. in", "cons.", "exact",
@@ -64,30 +64,18 @@ def depth_errors(depth, truth):
     """(median error, median change of the ratio to the truth over 4 frames), percent, of what is
     static."""
     exact = truth["depth"].astype(np.float32)
-    still = ~truth["moving"]
+    k, c2w, still = truth["intrinsics"], truth["c2w"], ~truth["moving"]
     size = exact.shape[:0:-1]
     ratio = np.log(np.stack([cv2.resize(each, size) for each in depth]) / exact)
     error = np.median(np.abs(ratio - np.median(ratio[still]))[still])
     changes = []
     for a in range(0, len(exact) - 4, 4):
-        x, y, seen = follow(exact, truth, a, a + 4)
+        x, y, z, inside = geometry.follow(exact[a], k, k, np.linalg.inv(c2w[a + 4]) @ c2w[a])
+        seen = np.abs(cv2.remap(exact[a + 4], x, y, cv2.INTER_LINEAR) / z - 1) < 0.02
+        seen &= inside
         there = cv2.remap(ratio[a + 4], x, y, cv2.INTER_LINEAR)
         changes.append(np.median(np.abs(there - ratio[a])[seen & still[a]]))
     return 100 * error, 100 * np.mean(changes)
-
-
-def follow(depth, truth, a, b):
-    """Where frame a's pixels are in b: (x, y, whether they are seen there)."""
-    k = truth["intrinsics"]
-    height, width = depth.shape[1:]
-    v, u = np.mgrid[:height, :width]
-    rays = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(depth[a])], -1)
-    motion = np.linalg.inv(truth["c2w"][b]) @ truth["c2w"][a]
-    points = rays * depth[a][..., None] @ motion[:3, :3].T + motion[:3, 3]
-    x = (k[0, 0] * points[..., 0] / points[..., 2] + k[0, 2]).astype(np.float32)
-    y = (k[1, 1] * points[..., 1] / points[..., 2] + k[1, 2]).astype(np.float32)
-    there = cv2.remap(depth[b], x, y, cv2.INTER_LINEAR, borderValue=0)
-    return x, y, np.abs(there / points[..., 2] - 1) < 0.02
 
 
 def view_psnrs(case, truth, found):
@@ -112,8 +100,7 @@ def view_psnrs(case, truth, found):
         x = video.to_signed(torch.from_numpy(rgb[frames]))
         its_k = torch.from_numpy(np.broadcast_to(its_k, (len(rgb), 3, 3))[frames].copy())
         x, known = warp.render("eval", x, torch.from_numpy(sized * scale), w2c, its_k, its_k)
-        error = video.to_bytes(x).numpy().astype(float) - wanted
-        psnrs.append(10 * np.log10(255**2 / np.square(error[known.numpy()]).mean()))
+        psnrs.append(metrics.psnr(video.to_bytes(x) / 255, wanted / 255, known.numpy()))
     return psnrs
 
 
@@ -141,7 +128,7 @@ def evaluate(case, folder):
         raise cli.InputError(f"{case}: {cli.short(done.stderr[-300:], 300)}")
     with np.load(case / "truth.npz", allow_pickle=False) as saved:
         truth = dict(saved)
-    record = files.read_json(folder / "cam_info/geometry.json")
+    record = files.read_json(folder / sequence.VERDICT)
     c2w = np.load(folder / sequence.C2WS)
     depth = np.load(folder / sequence.DEPTH).astype(np.float32)
     network = np.load(case / "network.npy").astype(np.float32)

@@ -46,12 +46,6 @@ def ray_grid(size, focal):
     return np.stack([(x - width // 2) / focal, (y - height // 2) / focal, np.ones_like(x)], -1)
 
 
-def motion(w2c, a, b):
-    """(R, t) from a's camera to b's, float32."""
-    relative = w2c[b] @ np.linalg.inv(w2c[a])
-    return relative[:3, :3].astype(np.float32), relative[:3, 3].astype(np.float32)
-
-
 def triangulated(state, flows, disparity, rays):
     """The disparity [h, w] of a frame after a look at its Flows to other frames.
 
@@ -78,7 +72,7 @@ def linear(state, flow, d, rays):
     d and the cameras put each pixel from where the flow does, pixels."""
     height, width = d.shape
     y, x = np.indices(d.shape, dtype=np.float32)
-    R, t = motion(state.w2c, flow.frame, flow.other)
+    (R,), (t,) = solver.motions(state.w2c, np.array([[flow.frame, flow.other]]))
     turned = rays @ R.T
     depth = np.maximum(turned[..., 2] + d * t[2], 0.05)
     slopes = np.empty((2, height, width), np.float32)
@@ -118,7 +112,7 @@ def averaged(state, disparity, frame, rays):
     total = np.ones_like(d)
     change = np.zeros_like(d)
     for other in (frame + away for away in NEAR if 0 <= frame + away < len(disparity)):
-        R, t = motion(state.w2c, frame, other)
+        (R,), (t,) = solver.motions(state.w2c, np.array([[frame, other]]))
         ahead = rays @ R.T + d[..., None] * t
         depth = np.maximum(ahead[..., 2], 0.05)
         x = state.focal * ahead[..., 0] / depth + d.shape[1] // 2

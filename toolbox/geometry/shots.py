@@ -34,7 +34,8 @@ class Known:
 @dataclass(frozen=True)
 class Found:
     """disparity [N, h, w], memory-mapped; c2w [N, 4, 4]; focal, pixels of the video; misfit [N],
-    pixels; cuts, measures, flags and sentences as of verdict.py; frames: a few pictures."""
+    pixels; cuts, measures, flags and sentences as of verdict.py; pictures: a few, {frame: uint8
+    [H, W, 3]}."""
 
     disparity: np.ndarray
     c2w: np.ndarray
@@ -161,6 +162,13 @@ def depth_scale(state, problem, reach, step):
     return tried[int(np.argmin(costs))]
 
 
+def factor_of_cameras(window, known, span, scale):
+    """What a Window's disparity is to be multiplied with to be in units of the known cameras."""
+    problem = make_problem(window, known.focal * scale, known.metric)
+    state = replace(solver.start(problem), w2c=known.w2c[slice(*span)])
+    return np.exp(depth_scale(state, problem, 12, 0.25))
+
+
 def in_units(state):
     """The State whose disparity is, in the median, the network's: its scale is free."""
     scale = float(np.median(state.grid))
@@ -203,14 +211,9 @@ def find_geometry(path, info, inverse, work, known):
     spans = []
     for first, last in itertools.pairwise([0, *cuts, info.frames]):
         spans += windows(first, last)
-    out = np.lib.format.open_memmap(work / "fused.npy", "w+", np.float32, inverse.shape)
-    c2w = np.tile(np.eye(4), (info.frames, 1, 1))
-    misfit = np.full(info.frames, np.nan)
     if known.w2c is not None:
         window = read_window(path, spans[0], inverse, unit, size)
-        problem = make_problem(window, known.focal * scale, known.metric)
-        given = replace(solver.start(problem), w2c=known.w2c[slice(*spans[0])])
-        unit /= np.exp(depth_scale(given, problem, 12, 0.25))
+        unit /= factor_of_cameras(window, known, spans[0], scale)
     results = []
     for span in tqdm(spans, unit="window", desc="cameras"):
         kept = work / f"window_{span[0]}_{span[1]}.npz"
@@ -221,6 +224,9 @@ def find_geometry(path, info, inverse, work, known):
             save_state(kept, *found)
         results.append(found)
     focal = shared_focal(results, known, scale)
+    out = np.lib.format.open_memmap(work / "fused.npy", "w+", np.float32, inverse.shape)
+    c2w = np.tile(np.eye(4), (info.frames, 1, 1))
+    misfit = np.full(info.frames, np.nan)
     done = 0
     for (first, last), (state, _, window_misfit) in zip(spans, results, strict=True):
         window = read_window(path, (first, last), inverse, unit, size)

@@ -3,8 +3,9 @@
     python data_gen.py --data_path demo_data/room --mode eval
 
 --mode train writes training pairs for finetune/: each frame is warped to a new camera and back, so
-that the render is the source with the holes that a camera move leaves. --mode eval writes the new
-views that demo.py inpaints. A render that is there, made of the same, is kept.
+that the render is the source with the holes that a camera move leaves. Their paths are random; val_
+renders are the same along the evaluation paths, held out from training for toolbox/score.py. --mode
+eval writes the new views that demo.py inpaints. A render that is there, made of the same, is kept.
 """
 
 if __name__ == "__main__":
@@ -16,7 +17,7 @@ import argparse
 import glob
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,9 @@ def parse_args():
     add("--num_train_render", type=int, default=8, help="random training paths")
     add("--radius_scale", type=float, default=1.0,
         help="scales the orbits' radius, the first frame's centre depth")
-    add("--trajs", help="camera paths, separated by commas: a folder of .txt, a file, a quoted "
-        f"glob or a preset with its amount, such as orbit_left:20 ({presets}); by default trajs/ "
-        "in mode eval, random paths in mode train")
+    add("--trajs", help="evaluation paths, trajs/ by default, separated by commas: a folder of "
+        ".txt, a file, a quoted glob or a preset with its amount, such as orbit_left:20 "
+        f"({presets}); in mode train, of the held-out pairs")
     add("--cameras", help="instead of --trajs: an npy, npz or json of target c2w relative to the "
         "source camera, (4, 4) or (N, 4, 4), or a quoted glob of such files")
     add("--anchor", choices=("source", "first"), default="source", help="what a path moves "
@@ -72,10 +73,10 @@ def check_args(args):
         raise InputError(f"--num_train_render {args.num_train_render}: expected at least 1")
     if not (np.isfinite(args.radius_scale) and args.radius_scale > 0):
         raise InputError(f"--radius_scale {args.radius_scale}: expected a number above 0")
-    if args.edge_threshold is not None and not args.edge_threshold > 0:
-        raise InputError(f"--edge_threshold {args.edge_threshold}: expected above 0, such as 0.1")
     if args.cameras is not None and args.trajs is not None:
         raise InputError("--cameras and --trajs: give one of them")
+    if args.edge_threshold is not None and not args.edge_threshold > 0:
+        raise InputError(f"--edge_threshold {args.edge_threshold}: expected above 0, such as 0.1")
     if args.fuse_static and args.mode == "train":
         raise InputError("--fuse_static: only with --mode eval; training pairs keep their holes")
     flag = "--fuse_static" if args.fuse_static else "--anchor first"
@@ -84,29 +85,61 @@ def check_args(args):
                          f"--extrinsics_file {sequence.C2WS}")
 
 
-def camera_paths(args, seq, radius):
-    """The paths to render, in order: (name, trajectory.Cameras). radius: R in depth units."""
-    if args.cameras is not None:
-        paths = []
-        size = seq.info.width, seq.info.height
-        for file in find_files("--cameras", args.cameras, "an npy, npz or json"):
-            cameras = trajectory.read_cameras(file, seq.intrinsics)
-            sequence.check_intrinsics(f"{file}: intrinsics", cameras.intrinsics, size)
-            paths.append((file.name, cameras))
-    else:
-        paths = named_keyframes(args)
-        for i, (name, keys) in enumerate(paths):
-            paths[i] = name, trajectory.keyframe_cameras(keys, seq.intrinsics, radius)
-    if args.anchor == "first":
-        paths = [(name, trajectory.anchored_first(cameras, seq.c2w)) for name, cameras in paths]
+@dataclass(frozen=True)
+class Target:
+    """What one camera path is rendered to: {kind}_render{number}.mp4, with mask and cameras.
+
+    kind: train, val or eval. name: the path's, for people.
+    """
+
+    kind: str
+    number: int
+    name: str
+    cameras: trajectory.Cameras
+
+
+def find_targets(args, seq, radius):
+    """All Targets of a run, in order. radius: R in depth units, None where no path needs it."""
+    paths = evaluation_paths(args, seq, radius)
+    if args.mode == "eval":
+        return numbered(args, seq, "eval", paths)
+    pairs = []
+    for i, keys in enumerate(trajectory.random_keyframes(args.seed, args.num_train_render), 1):
+        cameras = trajectory.keyframe_cameras(keys, seq.intrinsics, radius)
+        pairs.append((f"random path {i} of seed {args.seed}", cameras))
+    held_out = []
+    for name, cameras in paths:  # a pair shows one moment, so time passes on every path
+        held_out.append((name, replace(cameras, frames=np.arange(seq.info.frames))))
+    return numbered(args, seq, "train", pairs) + numbered(args, seq, "val", held_out)
+
+
+def numbered(args, seq, kind, paths):
+    """The Targets of (name, trajectory.Cameras), moved to --anchor."""
+    targets = []
+    for number, (name, cameras) in enumerate(paths, 1):
+        if args.anchor == "first":
+            cameras = trajectory.anchored_first(cameras, seq.c2w)
+        targets.append(Target(kind, number, name, cameras))
+    return targets
+
+
+def evaluation_paths(args, seq, radius):
+    """(name, trajectory.Cameras) of every path that --cameras or --trajs stands for."""
+    paths = []
+    if args.cameras is None:
+        for name, keys in named_keyframes(args):
+            paths.append((name, trajectory.keyframe_cameras(keys, seq.intrinsics, radius)))
+        return paths
+    size = seq.info.width, seq.info.height
+    for file in find_files("--cameras", args.cameras, "an npy, npz or json"):
+        cameras = trajectory.read_cameras(file, seq.intrinsics)
+        sequence.check_intrinsics(f"{file}: intrinsics", cameras.intrinsics, size)
+        paths.append((file.name, cameras))
     return paths
 
 
 def named_keyframes(args):
     """(name, keyframes) of every path that --trajs, or its default, stands for."""
-    if args.trajs is None and args.mode == "train":
-        paths = trajectory.random_keyframes(args.seed, args.num_train_render)
-        return [(f"random path {i} of seed {args.seed}", keys) for i, keys in enumerate(paths, 1)]
     trajs = str(Path(__file__).parent / "trajs") if args.trajs is None else args.trajs
     found = []
     for item in [trajs] if os.path.exists(trajs) else trajs.split(","):
@@ -129,14 +162,6 @@ def find_files(flag, item, expected):
     if not files:
         raise InputError(f"{flag} {item!r}: no such file or camera path; expected {expected}")
     return files
-
-
-def check_time(args, paths):
-    """Refuse training pairs of two moments: a render that stands still, a source that moves on."""
-    for name, cameras in paths:
-        if args.mode == "train" and cameras.frozen:
-            raise InputError(f"--mode train: {name} holds time still at frame {cameras.frames[0]}; "
-                             "expected a path on which time passes, or --mode eval")
 
 
 def say_what_is_unused(args, seq):
@@ -255,14 +280,15 @@ def in_threads(function, items, device):
         torch.set_num_threads(before)
 
 
-def write_set(args, warper, cameras, number, tags, progress):
-    """Write render, mask and cameras of one path; return the hole share of each frame, [N].
+def write_set(args, warper, target, tags, progress):
+    """Write render, mask and cameras of a Target; return the hole share of each frame, [N].
 
     Others look for the render. So the old one goes first and the new one comes last (the writers
     are left in reverse order): an interrupted run leaves none beside another's mask or cameras.
     """
     seq = warper.seq
-    render, mask, cameras_file = set_paths(args, number)
+    cameras = target.cameras
+    render, mask, cameras_file = set_paths(args, target)
     audio = None
     if args.mode == "eval" and not cameras.frozen and video.has_audio(seq.rgb_path):
         audio = seq.rgb_path
@@ -285,10 +311,11 @@ def write_set(args, warper, cameras, number, tags, progress):
     return np.array(holes)
 
 
-def set_paths(args, number):
-    """Where the render, mask and cameras of a path are."""
+def set_paths(args, target):
+    """Where the render, mask and cameras of a Target are."""
+    number = target.number
     names = f"render{number}.mp4", f"mask{number}.mp4", f"cameras{number}.npz"
-    return [args.data_path / f"{args.mode}_{name}" for name in names]
+    return [args.data_path / f"{target.kind}_{name}" for name in names]
 
 
 def origin(args, seq):
@@ -306,69 +333,75 @@ def hash_of(arrays):
     return hashlib.sha256(b"".join(map(np.ndarray.tobytes, arrays))).hexdigest()
 
 
-def is_done(args, number, tags):
-    """Whether a path's files are there, made of what `tags` say."""
-    render, mask, cameras = set_paths(args, number)
+def is_done(args, target, tags):
+    """Whether a Target's files are there, made of what `tags` say."""
+    render, mask, cameras = set_paths(args, target)
     if args.overwrite or not cameras.is_file():
         return False
     return video.made_of(render) == tags and video.made_of(mask) == tags
 
 
-def write_renders(args, warper, paths):
-    """Write all paths that are still to be made, then a line on each."""
+def write_renders(args, warper, targets):
+    """Write all Targets that are still to be made, then a line on each."""
     made = origin(args, warper.seq)
-    to_do = {}
-    for number, (name, cameras) in enumerate(paths, 1):
-        tags = {**made, "path": name, "cameras": hash_of(vars(cameras).values())}
-        if is_done(args, number, tags):
-            print(f"{set_paths(args, number)[0]} exists and is kept: its video, depth, cameras and "
+    to_do = []
+    for target in targets:
+        cameras = hash_of(vars(target.cameras).values())
+        tags = {**made, "path": target.name, "cameras": cameras}
+        if is_done(args, target, tags):
+            print(f"{set_paths(args, target)[0]} exists and is kept: its video, depth, cameras and "
                   "settings are the same")
         else:
-            to_do[number] = name, cameras, tags
-    shares = {}
+            to_do.append((target, tags))
+    shares = []
     total = len(to_do) * warper.seq.info.frames
     bar = tqdm(total=total, unit="frame", desc=f"{args.mode} renders", disable=not to_do)
     with bar as progress:
-        for number, (_, cameras, tags) in to_do.items():
-            shares[number] = write_set(args, warper, cameras, number, tags, progress)
-    for number, holes in shares.items():
-        print(f"{set_paths(args, number)[0]} (and mask, cameras) from {to_do[number][0]}; holes "
+        for target, tags in to_do:
+            shares.append(write_set(args, warper, target, tags, progress))
+    for (target, _), holes in zip(to_do, shares, strict=True):
+        print(f"{set_paths(args, target)[0]} (and mask, cameras) from {target.name}; holes "
               f"{holes.mean():.1%}, at most {holes.max():.1%}")
-        warn_of_holes(number, range(len(holes)), holes)
+        warn_of_holes(target, range(len(holes)), holes)
 
 
-def warn_of_holes(number, frames, holes):
+def warn_of_holes(target, frames, holes):
     """Say where a render leaves little to inpaint from; holes: the share of each of the frames."""
-    if holes.max() > MANY_HOLES:
+    if target.kind == "eval" and holes.max() > MANY_HOLES:
         first = frames[int(np.argmax(holes > MANY_HOLES))]
-        print(f"warning: at frame {first} the holes of render {number} pass {MANY_HOLES:.0%}; "
-              "inpainting has little to hold on to there: move the camera less")
+        print(f"warning: at frame {first} the holes of render {target.number} pass "
+              f"{MANY_HOLES:.0%}; inpainting has little to hold on to there: move the camera less")
 
 
-def warn_of_stale(args, seq, count):
-    """Name renders of an earlier run with more paths: finetuning would take them too."""
-    names = [f"{args.mode}_render{number}.mp4" for number in range(count + 1, 1000)]
-    if stale := [name for name in names if (seq.path / name).exists()]:
-        print(f"warning: {', '.join(stale)} stay from an earlier run and would be used too; "
-              "delete them if not wanted")
+def warn_of_stale(seq, targets):
+    """Name renders of an earlier run with more paths: other programs would take them too."""
+    counts = {}
+    for target in targets:
+        counts[target.kind] = target.number
+    for kind, count in counts.items():
+        names = [f"{kind}_render{number}.mp4" for number in range(count + 1, 1000)]
+        if stale := [name for name in names if (seq.path / name).exists()]:
+            print(f"warning: {', '.join(stale)} stay from an earlier run and would be used too; "
+                  "delete them if not wanted")
 
 
-def write_preview(warper, paths, radius):
+def write_preview(warper, targets, radius):
     """preview.png: first, middle and last frame of each path, and plots of the paths."""
     from utils import preview
 
     seq = warper.seq
     moments = [0, seq.info.frames // 2, seq.info.frames - 1]
     views = []
-    for _, cameras in tqdm(paths, unit="path", desc="preview"):
-        sources = cameras.frames[moments]
+    for target in tqdm(targets, unit="path", desc="preview"):
+        sources = target.cameras.frames[moments]
         depth = torch.cat([seq.depth(frame, frame + 1) for frame in sources])
         pixels = video.read_frames(seq.rgb_path, sources)
-        views.append(warper.warp(cameras, moments, pixels, depth))
+        views.append(warper.warp(target.cameras, moments, pixels, depth))
+    paths = [(target.name, target.cameras) for target in targets]
     preview.write(seq.path / "preview.png", paths, views, moments, radius)
     print(f"wrote {seq.path / 'preview.png'}")
-    for number, (_, known) in enumerate(views, 1):
-        warn_of_holes(number, moments, 1 - known.mean((1, 2)))
+    for target, (_, known) in zip(targets, views, strict=True):
+        warn_of_holes(target, moments, 1 - known.mean((1, 2)))
 
 
 def main():
@@ -377,9 +410,9 @@ def main():
     device = cli.pick_device(args.device)
     files = args.depth_file, args.intrinsics_file, args.extrinsics_file
     seq = sequence.open_sequence(args.data_path, *files)
-    radius = None if args.cameras else seq.pivot_depth * args.radius_scale
-    paths = camera_paths(args, seq, radius)
-    check_time(args, paths)
+    turns = args.mode == "train" or args.cameras is None
+    radius = seq.pivot_depth * args.radius_scale if turns else None
+    targets = find_targets(args, seq, radius)
     say_what_is_unused(args, seq)
     orbit = f"orbit radius {radius:.4g}, " if radius else ""
     size = f"{seq.info.width} x {seq.info.height}"
@@ -387,13 +420,14 @@ def main():
     views = static_views(seq, device) if args.fuse_static else None
     warper = Warper(seq, args.mode, device, args.edge_threshold, views)
     if args.preview:
-        write_preview(warper, paths, radius)
+        write_preview(warper, targets, radius)
         return
     with cli.lock(seq.path / f".data_gen_{args.mode}.lock"):
-        for left in seq.path.glob(f"{args.mode}_*.part"):  # by a run that was killed
-            left.unlink()
-        write_renders(args, warper, paths)
-    warn_of_stale(args, seq, len(paths))
+        for kind in {target.kind for target in targets}:
+            for left in seq.path.glob(f"{kind}_*.part"):  # by a run that was killed
+                left.unlink()
+        write_renders(args, warper, targets)
+    warn_of_stale(seq, targets)
 
 
 if __name__ == "__main__":

@@ -38,11 +38,15 @@ class TrainingPairs(Protocol):
 
 @dataclass(frozen=True)
 class Videos:
-    """The target of a sequence, gt_rgb.mp4, its training renders, and the frame count of each."""
+    """The target of a sequence, gt_rgb.mp4, its training renders, and the frame count of each.
+
+    held_out: the renders of pairs that are never trained on, [] if there are none.
+    """
 
     target: Path
     renders: list
     frames: int
+    held_out: list
 
 
 def find_sequences(folder):
@@ -57,16 +61,22 @@ def find_videos(folder):
     folder = Path(folder)
     target = folder / "gt_rgb.mp4"
     info = video.probe(target)
-    renders = {}
-    for path in folder.glob("train_render*.mp4"):
-        if match := re.fullmatch(r"train_render(\d+)", path.stem):
-            renders[int(match[1])] = path
+    renders = find_renders(folder, "train", info)
     if not renders:
         raise InputError(f"{folder}: no train_render*.mp4; make them with data_gen.py --mode train")
+    return Videos(target, renders, info.frames, find_renders(folder, "val", info))
+
+
+def find_renders(folder, kind, target):
+    """The {kind}_render{i}.mp4 of a folder by number; InputError unless they fit a VideoInfo."""
+    renders = {}
+    for path in Path(folder).glob(f"{kind}_render*.mp4"):
+        if match := re.fullmatch(rf"{kind}_render(\d+)", path.stem):
+            renders[int(match[1])] = path
     for number, render in renders.items():
-        check_render(render, info)
-        check_cameras(folder / f"train_cameras{number}.npz", render, info.frames)
-    return Videos(target, [renders[number] for number in sorted(renders)], info.frames)
+        check_render(render, target)
+        check_cameras(render.with_name(f"{kind}_cameras{number}.npz"), render, target.frames)
+    return [renders[number] for number in sorted(renders)]
 
 
 def check_render(render, target):
@@ -95,7 +105,7 @@ def check_cameras(path, render, frames):
 def check_origin(videos):
     """InputError if a render says that it was made of another gt_rgb.mp4; others say nothing."""
     now = None
-    for render in videos.renders:
+    for render in videos.renders + videos.held_out:
         made = video.made_of(render) or {}
         if made.get("program") != "data_gen.py" or "source" not in made:
             continue

@@ -1,4 +1,4 @@
-"""How a run is going: the loss of a fixed batch, and training renders that are inpainted."""
+"""How a run is going: the loss of a fixed batch, and held-out renders that are inpainted."""
 
 import torch
 
@@ -37,14 +37,16 @@ class FixedBatch:
 
 
 def validate(run, step):
-    """Inpaint training renders, shared among the processes; their mean PSNR, dB.
+    """Inpaint held-out renders, shared among the processes; their mean PSNR, dB.
 
-    Each is written as render | output | target.
+    Where there are none, as the published data_gen.py leaves it, these are training renders. Each
+    is written as render | output | target.
     """
     engine = run.engine
     chosen = []
     for videos in run.pairs.sequences:
-        chosen += [(videos.target, render) for render in videos.renders]
+        renders = videos.held_out or videos.renders
+        chosen += [(videos.target, render) for render in renders]
     chosen = chosen[: run.args.validation_renders]
     psnr = torch.zeros(len(chosen), device=engine.device)
     for number in range(engine.rank, len(chosen), engine.ranks):
@@ -54,7 +56,7 @@ def validate(run, step):
 
 
 def inpaint_pair(run, target, render, step):
-    """Inpaint a training render and write it beside its target; its PSNR, dB."""
+    """Inpaint a render and write it beside its target; its PSNR, dB."""
     device = run.engine.device
     clip = run.pairs.clip(render, 0, device, torch.float32)[0] / 2 + 0.5  # [F, 3, H, W]
     expected = run.pairs.clip(target, 0, device, torch.float32)[0] / 2 + 0.5

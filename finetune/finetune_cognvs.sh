@@ -32,9 +32,9 @@ checkpointing_limit=1          # checkpoints to keep: weights and the state to r
                                # ones are deleted. 0: the newest weights alone, no state
 resume_from_checkpoint=""      # a checkpoint-N folder, or latest
 evaluation_steps=25            # steps between looks at the loss of a fixed batch (train_curve.png)
-do_validation=False            # True: inpaint training renders now and then (slower)
+do_validation=False            # True: inpaint held-out renders now and then (slower)
 validation_steps=50            # steps between validations
-validation_renders=1           # training renders to inpaint, shared among the GPUs
+validation_renders=1           # held-out renders to inpaint, shared among the GPUs
 report_to=none                 # tensorboard or wandb (pip install it): beside train_log.csv
 
 learning_rate=2e-5

@@ -33,7 +33,7 @@ NUMBERS = (  # flag, type, range, meaning
      "resume from; 0: the newest weights alone, no state"),
     ("evaluation_steps", int, "at least 1", "steps between looks at the loss of a fixed batch"),
     ("validation_steps", int, "at least 1", "steps between validations"),
-    ("validation_renders", int, "at least 1", "training renders that a validation inpaints"),
+    ("validation_renders", int, "at least 1", "held-out renders that a validation inpaints"),
     ("learning_rate", float, "above 0 and below 1", "of AdamW, after the warm-up"),
     ("lr_warmup_steps", int, "at least 0", "steps in which the learning rate rises to its value"),
     ("beta1", float, "at least 0 and below 1", "of AdamW"),
@@ -51,7 +51,7 @@ NUMBERS = (  # flag, type, range, meaning
     ("seed", int, "at least 0", "of every random draw"),
 )
 SWITCHES = (
-    ("do_validation", "inpaint training renders every validation_steps"),
+    ("do_validation", "inpaint held-out renders every validation_steps"),
     ("compile", "compile the transformer's blocks in the first step (GPU with a C compiler)"),
 )
 CHOICES = (

@@ -425,7 +425,6 @@ DATA_GEN = {
     "cameras go back in time": (npz("c.npz", c2w=np.eye(4), frames=np.arange(17)[::-1]),
                                 "--cameras c.npz", "frames must be 0 to 16"),
     "cameras and paths are both given": (None, "--cameras c.npz --trajs spiral", "give one"),
-    "pairs hold time still": (None, "--mode train --trajs bullet_time", "holds time still"),
     "pairs are to be filled": (None, "--mode train --fuse_static", "training pairs keep"),
     "an anchor has no poses": (None, "--anchor first", "needs the source cameras"),
     "a mode is misspelt": (None, "--mode both", "invalid choice: 'both'"),

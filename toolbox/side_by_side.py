@@ -29,6 +29,12 @@ def check_output(render, output):
         raise InputError(f"{output}: was made of another {render.name}; run demo.py again")
 
 
+def find_outputs(folder):
+    """The outputs of demo.py in a folder, in order of number."""
+    found = Path(folder).glob("eval_render*_out.mp4")
+    return sorted(found, key=lambda path: (len(path.name), path))
+
+
 def compare(folder, output):
     """Write one side by side video, and print PSNR in dB over all, known and hole pixels."""
     name = output.stem.removesuffix("_out")
@@ -61,7 +67,7 @@ def main():
                         help="where demo.py wrote; <data_path>/outputs by default")
     args = parser.parse_args()
     outputs = args.output_dir or args.data_path / "outputs"
-    found = sorted(outputs.glob("eval_render*_out.mp4"), key=lambda path: (len(path.name), path))
+    found = find_outputs(outputs)
     if not found:
         raise InputError(f"{outputs}: no eval_render*_out.mp4; make them with demo.py")
     for output in found:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+SSIM_BORDER = 5  # pixels
+
 
 def psnr(a, b, mask=None):
     """Peak signal-to-noise ratio in dB of pictures [..., C] or videos in [0, 1]; inf if equal.
@@ -25,15 +27,30 @@ def masked_psnr(a, b, mask):
     return {"all": psnr(a, b), "known": psnr(a, b, mask), "holes": psnr(a, b, ~mask)}
 
 
-def ssim(a, b):
-    """Mean structural similarity of videos [F, H, W, C] in [0, 1], frame by frame.
+def ssim_map(a, b):
+    """Structural similarity of every pixel and channel of two pictures [H, W, C] in [0, 1].
 
-    After Wang et al. 2004, on all channels: Gaussian windows, sigma 1.5, 11 pixels wide.
+    After Wang et al. 2004, as scikit-image computes it: Gaussian windows, sigma 1.5, 11 pixels.
     """
     from skimage.metrics import structural_similarity
 
     how = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    return structural_similarity(a, b, channel_axis=-1, full=True, **how)[1]
+
+
+def ssim(a, b):
+    """Mean structural similarity of videos [F, H, W, C] in [0, 1], frame by frame: the mean of
+    ssim_map but for the border that windows do not fit in."""
     values = []
     for x, y in zip(np.asarray(a, np.float64), np.asarray(b, np.float64), strict=True):
-        values.append(structural_similarity(x, y, channel_axis=-1, **how))
+        values.append(ssim_map(x, y)[SSIM_BORDER:-SSIM_BORDER, SSIM_BORDER:-SSIM_BORDER].mean())
     return float(np.mean(values))
+
+
+def gradient_energy(picture):
+    """Squared differences between neighbours, summed over channels: [..., H, W] of [..., H, W, C].
+
+    Differences are central, and one-sided at the border.
+    """
+    down, right = np.gradient(picture, axis=(-3, -2))
+    return (down**2 + right**2).sum(-1)

@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from toolbox.evaluation.cameras import aligned_errors
 from toolbox.synthetic import clips, scenes
 from toolbox.synthetic.make_geometry_cases import make_scene, make_sets
 from utils import cli, files, geometry, metrics, sequence, trajectory, video, warp
@@ -34,30 +35,6 @@ PROGRAM = Path(__file__).with_name("estimate_geometry.py")
 COLUMNS = ("ATE %", "rot deg", "focal %", "depth in", "depth", "cons. in", "cons.", "exact",
            "found", "network", "s")
 VIEW = "orbit_left:8"  # the new view
-
-
-def camera_errors(c2w, truth):
-    """(ATE in percent of the path, mean rotation in degrees) after the best similarity."""
-    centres = c2w[:, :3, 3] - c2w[:, :3, 3].mean(0)
-    wanted = truth[:, :3, 3] - truth[:, :3, 3].mean(0)
-    turn = nearest_rotation(np.einsum("nij,nkj->ik", truth[:, :3, :3], c2w[:, :3, :3]))
-    angles = [turn_deg(turn @ a, b) for a, b in zip(c2w[:, :3, :3], truth[:, :3, :3], strict=True)]
-    path = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()
-    if path < 1e-6:
-        return np.nan, np.mean(angles)
-    rotated = centres @ nearest_rotation(wanted.T @ centres).T
-    scale = (rotated * wanted).sum() / max((rotated**2).sum(), 1e-12)
-    error = np.sqrt(np.square(scale * rotated - wanted).sum(1).mean())
-    return 100 * error / path, np.mean(angles)
-
-
-def nearest_rotation(matrix):
-    u, _, vt = np.linalg.svd(matrix)
-    return u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
-
-
-def turn_deg(a, b):
-    return np.degrees(np.arccos(np.clip((np.trace(a.T @ b) - 1) / 2, -1, 1)))
 
 
 def depth_errors(depth, truth):
@@ -132,7 +109,7 @@ def evaluate(case, folder):
     c2w = np.load(folder / sequence.C2WS)
     depth = np.load(folder / sequence.DEPTH).astype(np.float32)
     network = np.load(case / "network.npy").astype(np.float32)
-    ate, turn = camera_errors(c2w, truth["c2w"])
+    turn, ate = aligned_errors(c2w, truth["c2w"])
     focal = 100 * (record["focal_px"] / truth["intrinsics"][0, 0] - 1)
     before = depth_errors(network, truth)
     after = depth_errors(depth, truth)

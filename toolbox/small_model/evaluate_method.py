@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from finetune import checkpoint, dataset
 from finetune.loss import denoising_loss
 from finetune.settings import learning_rate
+from toolbox.evaluation import measures
 from toolbox.synthetic import clips, yards
 from utils import cli, devices, metrics, pipeline, trajectory, video
 
@@ -108,14 +109,6 @@ def open_case(world, seed, shape, device):
     return Case(clip, cameras, render.cpu().numpy(), mask.cpu().numpy(), truth.cpu().numpy())
 
 
-def telea(render, mask):
-    """Every frame's holes filled by cv2's Telea."""
-    filled = []
-    for frame, known in zip(render, mask, strict=True):
-        filled.append(cv2.inpaint(frame, (~known).astype(np.uint8), 3, cv2.INPAINT_TELEA))
-    return np.stack(filled)
-
-
 def nearest_in_time(render, mask):
     """Holes filled with the same pixel of the nearest frame that knows it, the rest by Telea."""
     frames = np.arange(len(mask))
@@ -128,7 +121,7 @@ def nearest_in_time(render, mask):
             take = ~known & mask[source] & there[:, None, None]
             filled[take] = render[source][take]
             known |= take
-    return telea(filled, known)
+    return measures.telea(filled, known)
 
 
 def simple_picture(method, pipe, case):
@@ -136,7 +129,7 @@ def simple_picture(method, pipe, case):
     if method == "black":
         return case.render
     if method == "telea":
-        return telea(case.render, case.mask)
+        return measures.telea(case.render, case.mask)
     if method == "nearest in time":
         return nearest_in_time(case.render, case.mask)
     return pipeline.reconstruct(pipe.vae, torch.from_numpy(case.truth).to(pipe.device))[1]
@@ -151,24 +144,19 @@ def scores(picture, render, mask, truth):
     picture, render, truth = map(to_float, (picture, render, truth))
     composite = np.where(mask[..., None], render, picture)
     psnr = metrics.masked_psnr(picture, truth, mask)
-    sharpness = gradient_energy(picture, ~mask) / max(gradient_energy(truth, ~mask), 1e-9)
+    energy, expected = (metrics.gradient_energy(x)[~mask].sum() for x in (picture, truth))
     return {
         "holes": psnr["holes"],
         "known": psnr["known"],
         "full": psnr["all"],
         "composite": metrics.psnr(composite, truth),
         "ssim": metrics.ssim(picture, truth),
-        "sharpness": float(sharpness),
+        "sharpness": float(energy / max(expected, 1e-9)),
     }
 
 
 def to_float(picture):
     return picture / 255 if picture.dtype == np.uint8 else picture
-
-
-def gradient_energy(picture, where):
-    """Sum of squared differences between neighbours in a frame, over the pixels of a bool mask."""
-    return (np.stack(np.gradient(picture, axis=(1, 2))) ** 2).sum((0, -1))[where].sum()
 
 
 # ---- finetuning ----------------------------------------------------------------------------------

@@ -1,0 +1,95 @@
+"""What finetuning gained, told from held-out pairs: averages, an estimate, a verdict."""
+
+if __name__ == "__main__":
+    raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from toolbox.evaluation.measures import MEASURES, REGIONS
+
+
+@dataclass(frozen=True)
+class Result:
+    """A method on a pair. scores: as of measures.Comparison.result(). seed: None without noise."""
+
+    pair: str
+    mirrored: bool
+    method: str
+    seed: int | None
+    scores: dict
+
+
+def mean(values):
+    """The mean of what is there; None of nothing."""
+    there = [value for value in values if value is not None]
+    return float(np.mean(there)) if there else None
+
+
+def averaged(results):
+    """The mean scores of some Results, measure by measure."""
+    found = {}
+    for region in REGIONS:
+        found[region] = {}
+        for name in MEASURES:
+            found[region][name] = mean([each.scores[region][name] for each in results])
+    return found
+
+
+def of_method(results, method):
+    """(scores on pairs as they are, on mirrored ones, spread over seeds in dB or None)."""
+    plain = [each for each in results if each.method == method and not each.mirrored]
+    mirrored = [each for each in results if each.method == method and each.mirrored]
+    by_seed = []
+    for seed in {each.seed for each in plain}:
+        of_seed = averaged([each for each in plain if each.seed == seed])
+        by_seed.append(of_seed["holes"]["psnr"])
+    there = [value for value in by_seed if value is not None]
+    spread = max(there) - min(there) if len(there) > 1 else None
+    return averaged(plain), averaged(mirrored), spread
+
+
+def estimated_gain(plain, mirrored):
+    """What is gained on new views, dB, from what is gained on held-out pairs and on mirrored ones.
+
+    Finetuning sees the whole video, so it learns by heart some of what belongs into held-out holes.
+    That shows most in pairs as they are, less in mirrored ones, and least in views that nobody has
+    filmed: the step from the first to the second is taken once more. Chosen on other scenes than
+    those that small_model/evaluate_score.py measures it on.
+    """
+    return 2 * mirrored - plain
+
+
+def gains(results, method, reference):
+    """(as they are, mirrored, estimated) gains of a method over another in holes, dB, each a list
+    with a number for every seed."""
+    psnr = {}
+    for each in results:
+        key = each.method, each.seed, each.mirrored, each.pair
+        psnr[key] = each.scores["holes"]["psnr"]
+    seeds = sorted({each.seed for each in results if each.method == method})
+    pairs = sorted({each.pair for each in results})
+    found = []
+    for mirrored in (False, True):
+        of_seeds = []
+        for seed in seeds:
+            better = [psnr[method, seed, mirrored, pair] - psnr[reference, seed, mirrored, pair]
+                      for pair in pairs]
+            of_seeds.append(float(np.mean(better)))
+        found.append(of_seeds)
+    estimated = [estimated_gain(*both) for both in zip(*found, strict=True)]
+    return *found, estimated
+
+
+def verdict(method, reference, estimated):
+    """One sentence on the estimated gains, dB, one for each seed."""
+    gain = float(np.mean(estimated))
+    said = f"{method} against {reference}: {gain:+.2f} dB estimated in the holes of new views"
+    if len(estimated) < 2:
+        return f"{said}; one seed does not tell how much of it is chance"
+    spread = max(estimated) - min(estimated)
+    if abs(gain) <= spread:
+        return f"{said}, no more than seeds differ ({spread:.2f} dB): neither better nor worse"
+    better = "better" if gain > 0 else "worse"
+    return f"{said}, {better} by more than seeds differ ({spread:.2f} dB)"

@@ -202,3 +202,57 @@ def test_what_is_no_camera_file_is_refused_in_one_line(tmp_path):
         with pytest.raises(InputError, match=path.name) as error:
             trajectory.read_cameras(path, K)
         assert "\n" not in str(error.value)
+
+
+def read_json(tmp_path, data, frames=5):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(data))
+    return trajectory.read_cameras(path, np.tile(np.diag([100.0, 100, 1]), (frames, 1, 1)))
+
+
+def test_keys_are_spread_over_the_video_and_turn_at_an_even_pace(tmp_path):
+    turned = np.eye(4)
+    a = np.radians(40)
+    turned[:3, :3] = [[np.cos(a), 0, np.sin(a)], [0, 1, 0], [-np.sin(a), 0, np.cos(a)]]
+    turned[:3, 3] = [2, 0, -1]
+    cameras = read_json(tmp_path, {"keys": [np.eye(4).tolist(), turned.tolist()]})
+    forward = cameras.c2w[:, :3, 2]
+    degrees = np.degrees(np.arctan2(forward[:, 0], forward[:, 2]))
+    np.testing.assert_allclose(degrees, [0, 10, 20, 30, 40], atol=1e-6)
+    np.testing.assert_allclose(cameras.c2w[:, 0, 3], [0, 0.5, 1, 1.5, 2], atol=1e-9)
+    np.testing.assert_allclose(cameras.c2w[-1], turned, atol=1e-9)
+    one = read_json(tmp_path, {"keys": [turned.tolist()]})
+    np.testing.assert_allclose(one.c2w, np.tile(turned, (5, 1, 1)), atol=1e-9)
+
+
+@pytest.mark.parametrize("keys, message", [
+    ([[1, 2]], "keys are int64 of shape"),
+    ([[["a"] * 4] * 4], "keys are <U1 of shape"),
+    (np.zeros((2, 4, 4)).tolist(), "keys: pose 0 has the last row 0 0 0 0"),
+    ([[[1, 2], [3]]], "not a readable JSON"),
+])
+def test_keys_that_are_no_poses_are_refused(tmp_path, keys, message):
+    with pytest.raises(InputError, match=message):
+        read_json(tmp_path, {"keys": keys})
+
+
+def test_the_ten_paths_of_davis_are_as_published(tmp_path):
+    """Pans of 20 degrees, tilts of 10, zooms of 2 m, up and down with 14, arcs with 30."""
+    expected = {  # yaw to the right, pitch up (degrees), right, down, forward (m), at the end
+        "pan_left": (-20, 0, 0, 0, 0), "pan_right": (20, 0, 0, 0, 0),
+        "tilt_up": (0, 10, 0, 0, 0), "tilt_down": (0, -10, 0, 0, 0),
+        "zoom_in": (0, 0, 0, 0, 2), "zoom_out": (0, 0, 0, 0, -2),
+        "up": (0, -14, 0, -1, -0.12), "down": (0, 14, 0, 1, -0.12),
+        "arc_left": (30, 0, -2, 0, 0.01), "arc_right": (-30, 0, 2, 0, 0.01),
+    }
+    paths = sorted((ROOT / "trajs" / "davis10").glob("*.json"))
+    assert [path.stem[3:] for path in paths] == list(expected)
+    k = np.tile(np.diag([100.0, 100, 1]), (49, 1, 1))
+    for path, (yaw, pitch, *place) in zip(paths, expected.values(), strict=True):
+        cameras = trajectory.read_cameras(path, k)
+        np.testing.assert_allclose(cameras.c2w[0], np.eye(4), atol=1e-9)
+        x, y, z = cameras.c2w[-1, :3, 2]
+        np.testing.assert_allclose(np.degrees([np.arctan2(x, z), np.arcsin(-y)]), [yaw, pitch],
+                                   atol=1e-5)
+        np.testing.assert_allclose(cameras.c2w[-1, :3, 3], place, atol=1e-9)
+        np.testing.assert_allclose(cameras.c2w[24, :3, 3], np.array(place) / 2, atol=1e-9)

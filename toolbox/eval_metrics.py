@@ -33,6 +33,7 @@ dycheck  480 x 360 or 960 x 720; apple, block, paper-windmill, spin, teddy. Corr
       ..., "target": ...}, of frames by number from 0 or by name. Frame i of a prediction is of the
       frame source[i], and is compared with frame target[i]; masks are of the target's frames.
       Without such a file frame i is compared with frame i.
+davis  makes the pictures too, and takes other flags: --protocol davis --help.
 """
 
 import argparse
@@ -295,7 +296,18 @@ def settings_of(args):
     return settings | {"ssim_windows": windows}
 
 
+def asks_for_davis(arguments):
+    """Whether a command line asks for the protocol that has flags of its own."""
+    pairs = zip(arguments, arguments[1:], strict=False)
+    return "--protocol=davis" in arguments or ("--protocol", "davis") in pairs
+
+
 def main():
+    if asks_for_davis(sys.argv):
+        from toolbox.evaluation import davis  # here, for it makes pictures too, and imports more
+
+        davis.main()
+        return
     args = get_args()
     if args.protocol:
         pairs, notes = protocols.find_pairs(args)

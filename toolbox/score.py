@@ -18,6 +18,7 @@ for. Everything is written to score.json.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
@@ -184,7 +185,7 @@ def open_lpips(args):
     """What gives maps of LPIPS, or None without weights."""
     path = args.lpips_weights
     if path is None and args.download:
-        path = networks.download(networks.ALEXNET, "--lpips_weights")
+        path = networks.download(networks.ALEXNET, "--lpips_weights", pipeline.user_cache())
     return path and networks.load_lpips(path, cli.pick_device(args.device)).distance_map
 
 
@@ -245,8 +246,8 @@ def measure_outputs(args):
                 progress.update()
             rows.append({"name": render.stem, **found.result()})
     errors = [] if args.no_cameras else camera_errors(args, outputs)
-    for each, error in zip(rows, errors, strict=False):
-        each.update(error._asdict() if error else cameras.CameraErrors(None, None, [])._asdict())
+    for each, error in itertools.zip_longest(rows, errors):
+        each.update((error or cameras.CameraErrors(None, None, []))._asdict())
     return rows
 
 
@@ -310,7 +311,7 @@ def table_of_outputs(rows):
     for each in rows:
         flicker = f"{number(each['flicker'], 2)}, {number(each['flicker_known'], 2)}"
         cells = [each["name"], number(each["known_psnr"], 2), number(each["seam"], 2), flicker,
-                 number(each.get("rotation_deg"), 2), number(each.get("translation_percent"), 2)]
+                 number(each["rotation_deg"], 2), number(each["translation_percent"], 2)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

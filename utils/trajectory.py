@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.interpolate import UnivariateSpline
+from scipy.spatial.transform import Rotation, Slerp
 
 from utils import cli, files, sequence
 from utils.cli import InputError
@@ -206,7 +207,8 @@ def read_cameras(path, intrinsics):
 
     c2w (4, 4) or (N, 4, 4) is the target camera relative to the source camera, OpenCV, in the
     depth's units. Beside it npz and json may hold intrinsics (3, 3) or (N, 3, 3) of the target, in
-    pixels of the video, and frames (N,). Raises InputError.
+    pixels of the video, and frames (N,). In place of c2w a json may hold keys (K, 4, 4), which
+    between_keys spreads over the video. Raises InputError.
     """
     count = len(intrinsics)
     in_order = np.arange(count)
@@ -231,7 +233,7 @@ def write_cameras(path, cameras):
 def _read_arrays(path, count):
     """The arrays of a camera file for `count` frames that are there, numbers of the right shape."""
     if path.suffix == ".json":
-        there = _json_arrays(path)
+        there = _json_arrays(path, count)
     else:
         there = files.headers(path, SHAPES)
     if "c2w" not in there:
@@ -241,12 +243,37 @@ def _read_arrays(path, count):
     return there if path.suffix == ".json" else files.read(path, there)
 
 
-def _json_arrays(path):
+def _json_arrays(path, count):
+    """The arrays of a JSON file; keys are spread over `count` frames as c2w."""
     data = files.read_json(path, object)
     if not isinstance(data, dict):
         data = {"c2w": data}
     with files.refused(path, "JSON of arrays"):
-        return {name: np.array(data[name]) for name in SHAPES if name in data}
+        arrays = {name: np.array(data[name]) for name in SHAPES if name in data}
+        keys = np.array(data.get("keys", []))
+    if "c2w" in arrays or not keys.size:
+        return arrays
+    if keys.dtype.kind not in "fiu" or keys.shape[1:] != (4, 4) or len(keys) > MOST_KEYS:
+        raise InputError(f"{path}: keys are {cli.short(keys.dtype, 60)} of shape "
+                         f"{cli.short(keys.shape, 60)}; expected numbers of shape (K, 4, 4), K up "
+                         f"to {MOST_KEYS}")
+    sequence.check_poses(f"{path}: keys", keys)
+    return arrays | {"c2w": between_keys(keys, count)}
+
+
+def between_keys(keys, frames):
+    """Poses [frames, 4, 4] along key poses [K, 4, 4], which are spread evenly over the video.
+
+    From one to the next they turn about one axis and move on a line, both at an even pace.
+    """
+    at = np.linspace(0, 1, len(keys)) if len(keys) > 1 else np.array([0, 1])
+    keys = np.array(keys if len(keys) > 1 else [*keys, *keys], np.float64)
+    moments = np.linspace(0, 1, frames) if frames > 1 else np.zeros(1)
+    poses = np.tile(np.eye(4), (frames, 1, 1))
+    poses[:, :3, :3] = Slerp(at, Rotation.from_matrix(keys[:, :3, :3]))(moments).as_matrix()
+    for axis in range(3):
+        poses[:, axis, 3] = np.interp(moments, at, keys[:, axis, 3])
+    return poses
 
 
 def _check_shape(path, name, array, count):

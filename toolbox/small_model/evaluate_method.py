@@ -206,10 +206,10 @@ def finetune(pipe, embedding, clip, settings):
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def inpaint(pipe, embedding, render, steps):
+def inpaint(pipe, embedding, render, steps, seed=SEED):
     """What the pipeline makes of a render uint8 [F, H, W, 3]: float32 [F, H, W, 3] in [0, 1]."""
     clip = torch.from_numpy(render).permute(0, 3, 1, 2) / 255
-    out = pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(SEED))
+    out = pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(seed))
     return out.permute(0, 2, 3, 1).cpu().numpy()
 
 

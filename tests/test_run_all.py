@@ -31,7 +31,7 @@ def arguments(model, folder):
     return ["--data_path", folder / "room", "--trajs", folder / "trajs",
             "--model_path", model / "base", "--transformer_id", model / "cognvs_ckpt_inpaint",
             "--output_dir", folder / "out", "--num_train_render", "2", "--memory", "single",
-            "--num_inference_steps", "1", "--train_epochs", "1"]
+            "--num_inference_steps", "1", "--train_epochs", "1", "--score", "quick"]
 
 
 def start(model, folder, *more):
@@ -82,7 +82,11 @@ def test_all_paths_come_out_and_are_skipped_the_next_time(model, folder, capfd):
     before = files(folder)
     assert start(model, folder) == 0
     said = capfd.readouterr().out
-    assert said.count("skipped: ") == 5 and "Look at" in said and "==" not in said
+    assert said.count("skipped: ") == 7 and "Look at" in said and "==" not in said
+    verdict = json.loads((folder / "room/outputs/out/score/score.json").read_text())["verdict"]
+    assert "out against cognvs_ckpt_inpaint: " in verdict[0] and verdict[0] in said
+    record = json.loads((folder / "out/run_all_finetuning.json").read_text())
+    assert record["seconds"] > 0 and record["peak_mib"] == 0
     assert files(folder) == before
 
 
@@ -110,13 +114,28 @@ def test_what_changed_is_made_anew_and_what_is_gone_leaves_nothing(
         (folder / f"trajs/path{number:02}.txt").unlink()
     assert start(model, folder, "--train_epochs", 2) == 0
     said = capfd.readouterr()
-    assert "training pairs           skipped" in said.out and said.out.count("skipped: ") == 1
+    assert "skipped: " not in said.out
+    assert said.out.count("train_render1.mp4 exists and is kept") == 1
     assert "1/2" in said.err  # finetuning went on with the first step's state
     assert (folder / "room/eval_render2.mp4").read_bytes() != render
     assert cli.file_hash(outputs(folder, "out")[1]) != output  # made by other weights
     assert (folder / "out/my_checkpoint-2_transformer").is_dir()
     assert sorted(outputs(folder, "out")) == sorted(outputs(folder, "side_by_side")) == [1, 2]
     assert len([path for path in files(folder / "room") if "eval_" in path.name]) == 2 * 5
+
+
+def test_without_finetuning_and_with_camera_files(model, folder, in_process, capfd):
+    pan = ROOT / "trajs/davis10/00_pan_left.json"
+    more = ("--no_finetune", "--cameras", pan, "--output_dir", folder / "as_is", "--score", "no")
+    assert start(model, folder, *more) == 0
+    said = capfd.readouterr().out
+    assert "deleted" in said and "finetuning" not in said and not (folder / "as_is").exists()
+    found = sorted(path.name for path in (folder / "room/outputs/as_is").glob("*_out.mp4"))
+    assert found == ["eval_render1_out.mp4"]
+    made = video.made_of(folder / "room/eval_render1.mp4")
+    assert made["path"] == "00_pan_left.json"
+    assert start(model, folder, *more[:-4], "--cameras", folder / "none*.json") == 2
+    assert "no such file; expected camera files" in capfd.readouterr().err
 
 
 def refused(model, folder, capfd, says, *more):
@@ -228,7 +247,7 @@ def test_a_bare_video_comes_out_too(model, folder, bare, in_process, capfd):
         "eval_render1_out.mp4", "eval_render2_out.mp4"]
     before = files(folder)
     assert start(model, folder, *bare) == 0
-    assert capfd.readouterr().out.count("skipped: ") == 6 and files(folder) == before
+    assert capfd.readouterr().out.count("skipped: ") == 8 and files(folder) == before
 
 
 def test_of_a_bare_video_nothing_is_replaced_that_this_program_did_not_make(

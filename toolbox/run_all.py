@@ -1,4 +1,4 @@
-"""From a sequence folder, a base and inpainting weights to finished videos, in five stages.
+"""From a sequence folder, a base and inpainting weights to finished videos, in seven stages.
 
     bash toolbox/run_all.sh --data_path demo_data/bear --model_path checkpoints/CogVideoX-5b-I2V \\
         --transformer_id checkpoints/cognvs_ckpt_inpaint \\
@@ -7,8 +7,9 @@
 With --video my.mp4 the folder, by default demo_data/my, is made first: its depth, focal length and
 cameras by toolbox/geometry/estimate_geometry.py, with --depth_model or --depth_file.
 
-The stages: training pairs, evaluation renders of the camera paths, finetuning, inference, and
-videos side by side. The videos go to <data_path>/outputs/<name of output_dir>/.
+The stages: training pairs, evaluation renders of the camera paths, finetuning, inference, videos
+side by side, a score (score.py), and a page to look at, <data_path>/report/index.html. The videos
+go to <data_path>/outputs/<name of output_dir>/.
 
 A stage is skipped when its results are there and were made with the same settings from the same
 inputs. Each stage writes these down beside its results, in run_all_<stage>.json, when it has ended.
@@ -17,6 +18,7 @@ Files that a stage made before and does not make any more are deleted.
 
 import argparse
 import dataclasses
+import glob
 import json
 import os
 import re
@@ -37,6 +39,7 @@ from utils.cli import InputError
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "finetune" / "finetune_cognvs.sh"
 PASSED_ON = ("train_epochs", "training_type", "learning_rate", "lr_scheduler", "rank", "lora_alpha")
+SCORE_STEPS = 10  # denoising steps of a score at most: it is of many clips, and compares
 # Values in finetune_cognvs.sh that this program gives, or that leave the weights as they are.
 NOT_COMPARED = (
     "model_path", "transformer_id", "output_dir", "base_dir_input", "total_samples",
@@ -78,10 +81,14 @@ def parse_args():
     add("--transformer_id", type=Path, required=True, help="CogNVS weights to start from")
     add("--output_dir", type=Path, required=True, help="where the finetuned weights go")
     add("--trajs", type=Path, default=ROOT / "trajs", help="folder of camera paths, .txt")
+    add("--cameras", help="in place of --trajs: a camera file, or a quoted pattern of such files")
     add("--num_train_render", type=int, default=8, help="training pairs")
     add("--num_inference_steps", type=int, default=50)
     add("--no_composite", action="store_true",
         help="show the model's output alone, as published, without the known pixels of the render")
+    add("--score", choices=("full", "quick", "no"), default="full", help="measure all paths with "
+        "two seeds, one path with one seed, or nothing")
+    add("--no_finetune", action="store_true", help="inpaint with the weights of --transformer_id")
     add("--num_processes", type=int,
         help="GPUs that finetune; without it all GPUs, or 2 processes on a machine without a GPU")
     add("--memory", help="of finetuning; without it single where there is one GPU, else zero2")
@@ -105,6 +112,7 @@ def complete(args):
                  "depth_file"):
         if getattr(args, name):
             setattr(args, name, getattr(args, name).resolve())
+    args.cameras = args.cameras and os.path.abspath(args.cameras)
     if args.depth_model and Path(args.depth_model).is_dir():
         args.depth_model = str(Path(args.depth_model).resolve())
     for name in ("video", "depth_file"):
@@ -113,7 +121,10 @@ def complete(args):
     if not args.video and not (args.data_path / "gt_rgb.mp4").is_file():
         raise InputError(f"--data_path {args.data_path}: no gt_rgb.mp4 there; expected a sequence "
                          "folder")
-    if not any(args.trajs.glob("*.txt")):
+    if args.cameras and not camera_files(args):
+        raise InputError(f"--cameras {args.cameras}: no such file; expected camera files, npy, npz "
+                         "or json")
+    if not args.cameras and not any(args.trajs.glob("*.txt")):
         raise InputError(f"--trajs {args.trajs}: expected a folder of camera paths, .txt")
     pipeline.check_base(args.model_path)
     gpus = torch.cuda.device_count()
@@ -138,7 +149,7 @@ def hashes(folder, names):
 
 
 def read_record(stage):
-    """{"made_of": ..., "results": ...} as a stage wrote it, empty if it wrote none yet.
+    """{"made_of": ..., "results": ..., ...} as a stage wrote it, empty if it wrote none yet.
 
     Raises InputError if it is none: results outside of the folder are none of the stage's.
     """
@@ -149,7 +160,7 @@ def read_record(stage):
     if not isinstance(made_of, dict) or not isinstance(results, dict):
         fault = "without made_of and results"
     elif bad := [name for name in results
-                 if not re.fullmatch(r"(cam_info/)?\w[\w.-]{0,99}", name)]:
+                 if not re.fullmatch(r"((cam_info|score|report)/)?\w[\w.-]{0,99}", name)]:
         fault = f"with the result {cli.short(bad[0], 80)!r}"
     elif not re.fullmatch(r"\d{1,9}", str(made_of.get("train_epochs", 0)), re.A):
         fault = f"with train_epochs {cli.short(made_of['train_epochs'], 80)!r}"
@@ -159,18 +170,23 @@ def read_record(stage):
                      "delete it, and the stage is made anew")
 
 
-def write_record(stage, results):
-    """Write the record beside its name and move it into place. results: {name: hash}."""
+def write_record(stage, results, **measured):
+    """Write the record beside its name and move it into place. results: {name: hash}.
+
+    measured: what is kept beside, seconds and peak_mib of GPU memory.
+    """
     stage.folder.mkdir(parents=True, exist_ok=True)
+    record = {"made_of": stage.made_of, "results": results, **measured}
     with files.whole(stage.record) as part:
-        part.write_text(json.dumps({"made_of": stage.made_of, "results": results}, indent=2) + "\n")
+        part.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def is_done(stage):
     """Whether all results are there as the stage left them, made of the same."""
     there = hashes(stage.folder, stage.results)
-    made = {"made_of": stage.made_of, "results": there}
-    return len(there) == len(stage.results) and read_record(stage) == made
+    record = read_record(stage)
+    same = record["made_of"] == stage.made_of and record["results"] == there
+    return len(there) == len(stage.results) and same
 
 
 def delete_surplus(stage):
@@ -192,9 +208,11 @@ def perform(stage, make, table):
     start = time.time()
     delete_surplus(stage)
     peak = make()
-    write_record(stage, hashes(stage.folder, stage.results))
+    seconds = time.time() - start
+    results = hashes(stage.folder, stage.results)
+    write_record(stage, results, seconds=round(seconds, 1), peak_mib=peak)
     memory = f"{peak} MiB on the fullest GPU" if peak else "no GPU"
-    table.append(f"{stage.name:24} {time.time() - start:5.0f} s, {memory}")
+    table.append(f"{stage.name:24} {seconds:5.0f} s, {memory}")
 
 
 # Running
@@ -269,31 +287,52 @@ def find_geometry(args, stage):
                "--output", args.data_path, *options)
 
 
-def render_stage(args, name, mode, count, made_of):
-    """Stage of data_gen.py: `count` renders with their masks and cameras."""
+def render_stage(args, name, kinds, made_of):
+    """Stage of data_gen.py: renders with their masks and cameras. kinds: {train, val, eval: count}.
+    """
     results = []
-    for kind in ("cameras{}.npz", "mask{}.mp4", "render{}.mp4"):
-        results += numbered(f"{mode}_{kind}", count)
-    source = hashes(args.data_path, ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS])
-    return Stage(name, args.data_path, source | made_of, results)
+    for kind, count in kinds.items():
+        for file in ("cameras{}.npz", "mask{}.mp4", "render{}.mp4"):
+            results += numbered(f"{kind}_{file}", count)
+    return Stage(name, args.data_path, source(args) | made_of, results)
+
+
+def source(args):
+    """{name: hash} of what renders are made of."""
+    return hashes(args.data_path, ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS])
+
+
+def camera_files(args):
+    """The files of --cameras, in order of name."""
+    return sorted(filter(Path.is_file, map(Path, glob.glob(args.cameras))))
+
+
+def evaluation_paths(args):
+    """{name: hash} of the camera paths."""
+    if args.cameras:
+        return {path.name: cli.file_hash(path) for path in camera_files(args)}
+    return hashes(args.trajs, sorted(path.name for path in args.trajs.glob("*.txt")))
 
 
 def make_renders(args, mode, *options):
     if (args.data_path / sequence.INTRINSICS).is_file():
         options += ("--intrinsics_file", sequence.INTRINSICS)
+    paths = ["--cameras", args.cameras] if args.cameras else ["--trajs", args.trajs]
     return run(sys.executable, "data_gen.py", "--data_path", args.data_path, "--mode", mode,
-               *options)
+               *paths, *options)
 
 
-def finetuning_stage(args, pairs):
-    """Stage of finetune_cognvs.sh. The training pairs are known by what they are made of."""
+def finetuning_stage(args):
+    """Stage of finetune_cognvs.sh. The training pairs are known by what they are made of, to which
+    the evaluation paths do not belong."""
     weights = pipeline.fingerprint(pipeline.find_weights(args.transformer_id))
     settings = {"num_processes": args.num_processes}
     for name, value in re.findall(r'^(\w+)="?([^"#\s$]+)"? *(?:#.*)?$', SCRIPT.read_text(), re.M):
         given = getattr(args, name, None)
         if name not in NOT_COMPARED:
             settings[name] = value if given is None else str(given)
-    made_of = pairs.made_of | settings | {"transformer_id": weights}
+    made_of = source(args) | {"num_train_render": args.num_train_render} | settings
+    made_of["transformer_id"] = weights
     made_of |= hashes(args.model_path, ["vae", "scheduler"])
     if args.memory.startswith("zero2"):
         made_of |= hashes(SCRIPT.parent, ["configs/zero2.json"])
@@ -384,30 +423,74 @@ def compare(args):
                "--output_dir", args.outputs)
 
 
+def score_stage(args, pairs, inference):
+    """Stage of score.py: the weights before and after, and the outputs."""
+    before = pipeline.fingerprint(pipeline.find_weights(args.transformer_id))
+    made_of = pairs.made_of | inference.made_of | {"before": before, "score": args.score}
+    made_of |= hashes(args.outputs, inference.results)
+    return Stage("score", args.outputs, made_of, ["score/score.json"])
+
+
+def score(args, weights):
+    options = ["--paths", 1, "--seeds", 42] if args.score == "quick" else []
+    compared = [args.transformer_id] if args.no_finetune else [args.transformer_id, weights]
+    return run(sys.executable, "toolbox/score.py", "--data_path", args.data_path, "--model_path",
+               args.model_path, "--cognvs_ckpt_path", *compared, "--outputs", args.outputs,
+               "--num_inference_steps", min(SCORE_STEPS, args.num_inference_steps), *options)
+
+
+def report_stage(args, inference):
+    made_of = hashes(args.outputs, [*inference.results, "score/score.json"])
+    if not args.no_finetune:
+        made_of |= hashes(args.output_dir, ["train_log.csv"])
+    return Stage("report", args.data_path, made_of, ["report/index.html"])
+
+
+def report(args):
+    options = [] if args.no_finetune else ["--run", args.output_dir]
+    return run(sys.executable, "toolbox/make_report.py", "--data_path", args.data_path,
+               "--outputs", args.outputs, *options)
+
+
 def main():
     args = parse_args()
     complete(args)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that run() ends what it started
-    paths = hashes(args.trajs, sorted(path.name for path in args.trajs.glob("*.txt")))
+    paths = evaluation_paths(args)
     count = args.num_train_render
     table = []
     if args.video:
         geometry = geometry_stage(args)
         perform(geometry, lambda: find_geometry(args, geometry), table)
-    pairs = render_stage(args, "training pairs", "train", count, {"num_train_render": count})
-    renders = render_stage(args, "evaluation renders", "eval", len(paths), paths)
-    training = finetuning_stage(args, pairs)
-    refuse_other_run(training)
+    pairs = render_stage(args, "training pairs", {"train": count, "val": len(paths)},
+                         {"num_train_render": count, **paths})
+    renders = render_stage(args, "evaluation renders", {"eval": len(paths)}, paths)
+    weights = pipeline.find_weights(args.transformer_id)
+    if not args.no_finetune:
+        training = finetuning_stage(args)
+        refuse_other_run(training)
 
     perform(pairs, lambda: make_renders(args, "train", "--num_train_render", count), table)
-    perform(renders, lambda: make_renders(args, "eval", "--trajs", args.trajs), table)
-    perform(training, lambda: finetune(args, training), table)
-    weights = args.output_dir / training.results[0]
+    perform(renders, lambda: make_renders(args, "eval"), table)
+    if not args.no_finetune:
+        perform(training, lambda: finetune(args, training), table)
+        weights = args.output_dir / training.results[0]
     inference = inference_stage(args, renders, weights)
     perform(inference, lambda: inpaint(args, weights), table)
     perform(side_by_side_stage(args, inference), lambda: compare(args), table)
+    if args.score != "no":
+        perform(score_stage(args, pairs, inference), lambda: score(args, weights), table)
+    perform(report_stage(args, inference), lambda: report(args), table)
     table += [f"geometry: {doubt}" for doubt in sequence.doubts(args.data_path)]
-    print("\n" + "\n".join(table) + f"\n\nLook at {args.outputs}/")
+    print("\n" + "\n".join(table + said_by_score(args)))
+    print(f"\nLook at {args.data_path}/report/index.html, made of {args.outputs}/")
+
+
+def said_by_score(args):
+    """The verdicts of score.json, if there is one."""
+    path = args.outputs / "score" / "score.json"
+    said = files.read_json(path).get("verdict") if path.is_file() and args.score != "no" else []
+    return [cli.short(sentence, 300) for sentence in said] if isinstance(said, list) else []
 
 
 if __name__ == "__main__":

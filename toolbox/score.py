@@ -39,7 +39,6 @@ from toolbox.side_by_side import check_output, find_outputs
 from utils import cli, files, pipeline, sequence, trajectory, video
 from utils.cli import InputError
 
-DEMO = Path(__file__).resolve().parents[1] / "demo.py"
 PASSED_ON = ("fit", "memory", "device")  # to demo.py
 JOBS = 4  # camera paths that are recovered at a time, a core each
 
@@ -148,9 +147,9 @@ def inpaint(args, weights, name, seed):
     """Inpaint all staged pairs with some weights; what was made of the same is kept."""
     folder = args.output_dir / "pairs"
     target = args.output_dir / name / f"seed{seed}"
-    command = [sys.executable, DEMO, "--model_path", args.model_path, "--cognvs_ckpt_path", weights,
-               "--data_path", folder, "--mp4_name", "val_*render*.mp4", "--output_dir", target,
-               "--seed", seed, "--num_inference_steps", args.num_inference_steps]
+    command = [sys.executable, "demo.py", "--model_path", args.model_path, "--cognvs_ckpt_path",
+               weights, "--data_path", folder, "--mp4_name", "val_*render*.mp4", "--output_dir",
+               target, "--seed", seed, "--num_inference_steps", args.num_inference_steps]
     for option in PASSED_ON:
         if getattr(args, option) is not None:
             command += [f"--{option}", getattr(args, option)]

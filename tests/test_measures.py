@@ -135,12 +135,16 @@ def test_the_estimate_goes_on_from_pairs_as_they_are_to_mirrored_ones():
     assert as_they_are["holes"]["psnr"] == pytest.approx(21.6)
     assert flipped["holes"]["psnr"] == pytest.approx(21.2)
     assert spread == pytest.approx(0.2) and as_they_are["all"]["psnr"] is None
+    for each in results:
+        each.scores["holes"]["psnr"] = None
+    assert gains.gains(results, "after", "before") == ([], [], [])
 
 
 @pytest.mark.parametrize("estimated, said", [
     ([0.5, 0.7], "+0.60 dB estimated in the holes of new views, better by more than seeds differ"),
     ([-0.5, -0.7], "-0.60 dB estimated in the holes of new views, worse by more than seeds differ"),
     ([0.1, -0.3], "no more than seeds differ (0.40 dB): neither better nor worse"),
+    ([], "the held-out pairs have no holes"),
     ([0.5], "one seed does not tell how much of it is chance"),
 ])
 def test_the_verdict_is_one_sentence(estimated, said):

@@ -58,7 +58,7 @@ def made(model, tmp_path_factory):
     (folder / "trajs").mkdir()
     for number in range(1, PATHS + 1):
         path = folder / "trajs" / f"path{number:02}.txt"
-        path.write_text(f"0 {number}\n0 0\n0 0\n")
+        path.write_text(f"0 {10 + number}\n0 0\n0 0\n")
     script = ROOT / "toolbox/run_all.sh"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(["sh", script, *arguments(model, folder)], check=True,

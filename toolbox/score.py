@@ -316,13 +316,15 @@ def table_of_outputs(rows):
 
 
 def verdicts(results, names):
-    """A sentence, or three, for all weights but the first."""
+    """A sentence on each of the weights but the first."""
     said = []
     for name in names[1:]:
         plain, mirrored, estimated = gains.gains(results, name, names[0])
-        said.append(gains.verdict(name, names[0], estimated))
-        said.append(f"  (held-out holes as they are {np.mean(plain):+.2f} dB, mirrored "
-                    f"{np.mean(mirrored):+.2f} dB)")
+        sentence = gains.verdict(name, names[0], estimated)
+        if estimated:
+            sentence += (f" (held-out holes: {np.mean(plain):+.2f} dB, mirrored "
+                         f"{np.mean(mirrored):+.2f} dB)")
+        said.append(sentence)
     return said
 
 

@@ -63,13 +63,15 @@ def estimated_gain(plain, mirrored):
 
 def gains(results, method, reference):
     """(as they are, mirrored, estimated) gains of a method over another in holes, dB, each a list
-    with a number for every seed."""
+    with a number for every seed; empty lists if no pair has a hole."""
     psnr = {}
     for each in results:
         key = each.method, each.seed, each.mirrored, each.pair
         psnr[key] = each.scores["holes"]["psnr"]
     seeds = sorted({each.seed for each in results if each.method == method})
-    pairs = sorted({each.pair for each in results})
+    pairs = sorted({each.pair for each in results if each.scores["holes"]["psnr"] is not None})
+    if not pairs:
+        return [], [], []
     found = []
     for mirrored in (False, True):
         of_seeds = []
@@ -84,6 +86,8 @@ def gains(results, method, reference):
 
 def verdict(method, reference, estimated):
     """One sentence on the estimated gains, dB, one for each seed."""
+    if not estimated:
+        return f"{method} against {reference}: the held-out pairs have no holes, so nothing is told"
     gain = float(np.mean(estimated))
     said = f"{method} against {reference}: {gain:+.2f} dB estimated in the holes of new views"
     if len(estimated) < 2:

@@ -141,12 +141,12 @@ def test_the_estimate_goes_on_from_pairs_as_they_are_to_mirrored_ones():
 
 
 @pytest.mark.parametrize("estimated, said", [
-    ([0.5, 0.7], "+0.60 dB estimated in the holes of new views, better by more than seeds differ"),
-    ([-0.5, -0.7], "-0.60 dB estimated in the holes of new views, worse by more than seeds differ"),
-    ([0.1, -0.3], "no more than seeds differ (0.40 dB): neither better nor worse"),
+    ([0.5, 0.7], "an estimated 0.60 dB better than before, more than seeds differ (0.20 dB)"),
+    ([-0.5, -0.7], "an estimated 0.60 dB worse than before, more than seeds differ (0.20 dB)"),
+    ([0.1, -0.3], "neither better nor worse than before: an estimated -0.10 dB, and seeds"),
     ([], "the held-out pairs have no holes"),
     ([0.5], "one seed does not tell how much of it is chance"),
 ])
 def test_the_verdict_is_one_sentence(estimated, said):
     sentence = gains.verdict("after", "before", estimated)
-    assert said in sentence and sentence.startswith("after against before: ")
+    assert said in sentence and sentence.startswith("after ")

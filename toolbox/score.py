@@ -316,15 +316,14 @@ def table_of_outputs(rows):
 
 
 def verdicts(results, names):
-    """A sentence on each of the weights but the first."""
+    """A sentence on each of the weights but the first, and what it stands on."""
     said = []
     for name in names[1:]:
         plain, mirrored, estimated = gains.gains(results, name, names[0])
-        sentence = gains.verdict(name, names[0], estimated)
+        said.append(gains.verdict(name, names[0], estimated))
         if estimated:
-            sentence += (f" (held-out holes: {np.mean(plain):+.2f} dB, mirrored "
-                         f"{np.mean(mirrored):+.2f} dB)")
-        said.append(sentence)
+            said.append(f"In held-out holes of this video that is {np.mean(plain):+.2f} dB, and "
+                        f"{np.mean(mirrored):+.2f} dB where they are mirrored.")
     return said
 
 

@@ -89,11 +89,13 @@ def verdict(method, reference, estimated):
     if not estimated:
         return f"{method} against {reference}: the held-out pairs have no holes, so nothing is told"
     gain = float(np.mean(estimated))
-    said = f"{method} against {reference}: {gain:+.2f} dB estimated in the holes of new views"
+    spread = max(estimated) - min(estimated)
+    better = "better" if gain > 0 else "worse"
+    said = f"{method} fills the holes of new views an estimated {abs(gain):.2f} dB {better} than " \
+           f"{reference}"
     if len(estimated) < 2:
         return f"{said}; one seed does not tell how much of it is chance"
-    spread = max(estimated) - min(estimated)
-    if abs(gain) <= spread:
-        return f"{said}, no more than seeds differ ({spread:.2f} dB): neither better nor worse"
-    better = "better" if gain > 0 else "worse"
-    return f"{said}, {better} by more than seeds differ ({spread:.2f} dB)"
+    if abs(gain) > spread:
+        return f"{said}, more than seeds differ ({spread:.2f} dB)"
+    return f"{method} fills the holes of new views neither better nor worse than {reference}: an " \
+           f"estimated {gain:+.2f} dB, and seeds differ by {spread:.2f} dB"

@@ -1,0 +1,273 @@
+"""A page that shows how good the finished videos are, and where: <data_path>/report/index.html.
+
+    python toolbox/make_report.py --data_path demo_data/room
+
+It opens from disk in any browser, without a server or a network: source, render, output, truth and
+depth in step and wiped over one another, holes, scores and curves, cameras, settings and times. The
+folder can be moved as a whole. What is not there is left out.
+"""
+
+import argparse
+import os
+import re
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from toolbox.evaluation import report_cameras, report_page, report_records, report_videos
+from utils import cli, files, sequence, video
+from utils.cli import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ROOT / "toolbox" / "evaluation"  # where report.html and report.js are
+MANY_HOLES = 0.6  # of a frame; data_gen.py warns of more
+FOR_SCRIPT = ("fps", "frames", "times", "aspect", "layers", "mask", "holes", "curves", "against",
+              "cameras")
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    add = parser.add_argument
+    add("--data_path", type=Path, required=True, help="sequence folder")
+    add("--outputs", type=Path, help="folder of eval_render{i}_out.mp4; by default <data_path>/"
+        "outputs or, if none is there, the folder below it with the newest")
+    add("--run", type=Path, help="folder of a finetuning run: its curves, settings, validations")
+    return parser.parse_args()
+
+
+def find_outputs(args):
+    """The folder of outputs; it need not be there unless it was given."""
+    usual = args.data_path / "outputs"
+    pattern = "eval_render*_out.mp4"
+    if args.outputs:
+        if not any(args.outputs.glob(pattern)):
+            raise InputError(f"--outputs {args.outputs}: no {pattern} there; expected a folder "
+                             "that demo.py wrote")
+        return args.outputs
+    below = [] if any(usual.glob(pattern)) else list(usual.glob(f"*/{pattern}"))
+    return max(below, key=lambda path: path.stat().st_mtime).parent if below else usual
+
+
+def find_numbers(root, outputs):
+    """The numbers of all renders and outputs, in order. Raises InputError if there are none."""
+    numbers = set()
+    for folder, pattern in ((root, r"eval_render(\d+)\.mp4"),
+                            (outputs, r"eval_render(\d+)_out\.mp4")):
+        for path in folder.glob("eval_render*.mp4"):
+            if match := re.fullmatch(pattern, path.name):
+                numbers.add(int(match[1]))
+    if not numbers:
+        raise InputError(f"{root}: neither eval_render*.mp4 nor outputs of them; make them with "
+                         "data_gen.py --mode eval and demo.py")
+    return sorted(numbers)
+
+
+# ---- clips: what the viewer shows ----------------------------------------------------------------
+
+
+def new_clip(videos, name, paths, mask, first):
+    """A clip of those {layer: path} that are there, at the size and rate of that called `first`."""
+    paths = {layer: path for layer, path in paths.items() if path.is_file()}
+    info = videos.info(paths[first])
+    layers = []
+    for layer, path in paths.items():
+        fps = float(videos.info(path).fps)
+        layers.append({"name": layer, "src": videos.link(path), "fps": fps})
+    clip = {"name": name, "about": "", "notes": [], "numbers": [], "layers": layers,
+            "fps": float(info.fps), "frames": info.frames,
+            "times": list(map(float, info.times or ())),
+            "aspect": float(info.width * info.pixel_aspect / info.height),
+            "poster": report_videos.poster(paths[first], info.frames // 2)}
+    if mask and mask.is_file():
+        videos.info(mask)
+        clip["mask"] = videos.link(mask)
+    return clip
+
+
+def path_clip(videos, number, outputs, depth):
+    """A camera path: source, render, output, truth and depth."""
+    root = videos.root
+    render = root / f"eval_render{number}.mp4"
+    output = outputs / f"eval_render{number}_out.mp4"
+    mask = root / f"eval_mask{number}.mp4"
+    paths = {"Source": root / "gt_rgb.mp4", "Render": render, "Output": output,
+             "Truth": root / f"novel_gt{number}.mp4"}
+    shown = paths | ({"Depth": root / "report" / "depth.mp4"} if depth else {})
+    made_of = video.made_of(render) if render.is_file() else None
+    name = Path(str((made_of or {}).get("path", f"path {number}"))).name.removesuffix(".txt")
+    first = "Output" if output.is_file() else "Render"
+    clip = new_clip(videos, cli.short(name, 40), shown, mask, first)
+    if first == "Output" and render.is_file() and is_stale(render, output):
+        clip["notes"].append(f"The output was made of another {render.name}: run demo.py again.")
+    if paths["Truth"].is_file():
+        measure(clip, videos, paths, "Truth", mask, ["Output", "Render"])
+    elif render.is_file():
+        measure(clip, videos, paths, "Render", mask, ["Output"])
+    return clip
+
+
+def is_stale(render, output):
+    """Whether an output says that it was made of another render."""
+    made_of = video.made_of(output) or {}
+    return "render" in made_of and made_of["render"] != cli.file_hash(render)
+
+
+def measure(clip, videos, paths, target, mask, names):
+    """Add to a clip its holes, and how near those layers of `names` that are there are to a target.
+
+    What is near to a render is so on known pixels alone.
+    """
+    compared = {name: paths[name] for name in names if paths[name].is_file()}
+    mask = mask if mask.is_file() else None
+    together = [paths[target], *compared.values()]
+    if not videos.same_size([*together, mask] if mask else together):
+        clip["notes"].append("The videos differ in size or length, so nothing is measured.")
+        return
+    found = report_videos.measure(paths[target], mask, compared)
+    if target == "Render":
+        regions = ["known"] if mask else []
+    else:
+        regions = list(report_videos.REGIONS) if mask else ["all"]
+    if compared and regions:
+        clip |= {"against": target, "curves": {}, "means": {}}
+        for region in regions:
+            clip["curves"][region] = found["curves"][region]
+            clip["means"][region] = found["means"][region]
+    if mask:
+        clip["holes"] = found["holes"]
+        most = max(found["holes"])
+        if most > MANY_HOLES:
+            clip["notes"].append(
+                f"Holes pass {MANY_HOLES:.0%}, most at frame {found['holes'].index(most) + 1}. "
+                "Inpainting has little to hold on to there: move the camera less.")
+
+
+def pair_clip(videos, name, methods):
+    """A held-out pair: its render, what each method {name: path} made of it, and the truth."""
+    truth = videos.root / "gt_rgb.mp4"
+    paths = {"Render": videos.root / f"{name}.mp4"} | methods | {"Truth": truth}
+    mask = videos.root / f"{name.replace('render', 'mask')}.mp4"
+    clip = new_clip(videos, name.replace("val_render", "pair "), paths, mask, list(methods)[-1])
+    measure(clip, videos, paths, "Truth", mask, [*methods, "Render"])
+    return clip
+
+
+def training_clip(videos, path):
+    """A validation of the trainer: render, output and truth beside each other in one video."""
+    step, _, render = path.stem.partition("_")
+    layers = {"Render": path, "Output": path, "Truth": path}
+    clip = new_clip(videos, cli.short(step.replace("-", " "), 40), layers, None, "Output")
+    clip["about"] = cli.short(render, 40)
+    clip["aspect"] /= len(layers)
+    clip["poster"] = report_videos.poster(path, clip["frames"] // 2, part=1)
+    for part, layer in enumerate(clip["layers"]):
+        layer["part"] = part
+    return clip
+
+
+def by_number(path):
+    """A key that sorts step-50 before step-100."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(12), str(path))
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def gather_clips(videos, outputs, run, score, depth):
+    """{group: {key: clip}} of camera paths, by number, held-out pairs and validations."""
+    root = videos.root
+    groups = {"Camera paths": {}, "Held-out pairs": {}, "Training": {}}
+    numbers = find_numbers(root, outputs)
+    pairs = sorted(score["videos"], key=by_number)
+    validations = sorted((run / "validation").glob("*.mp4"), key=by_number) if run else []
+    with tqdm(total=len(numbers) + len(pairs) + len(validations), unit="clip") as bar:
+        for number in numbers:
+            clip = path_clip(videos, number, outputs, depth)
+            entry = score["outputs"].get(f"eval_render{number}", {})
+            clip["numbers"] = report_records.output_numbers(entry)
+            clip["notes"] += report_records.strings(entry.get("doubts"))
+            groups["Camera paths"][number] = clip
+            bar.update()
+        for name in pairs:
+            groups["Held-out pairs"][name] = pair_clip(videos, name, score["videos"][name])
+            bar.update()
+        for path in validations:
+            groups["Training"][path] = training_clip(videos, path)
+            bar.update()
+    return groups
+
+
+def make_page(root, outputs, run):
+    """The page's HTML; videos that it needs besides are written to report/."""
+    videos = report_videos.Videos(root)
+    info = videos.info(root / "gt_rgb.mp4")
+    score = report_records.read_score(root, outputs)
+    stages = report_records.read_stages([root, outputs, *([run] if run else [])])
+    seq = report_cameras.open_sequence(root)
+    depth = None
+    if seq:
+        depth = report_videos.write_depth(root / "report" / "depth.mp4", seq.depth_map, info)
+    groups = gather_clips(videos, outputs, run, score, depth)
+    paths = groups["Camera paths"]
+    viewer = {"cameras": report_cameras.add_cameras(root, seq, paths, info.frames),
+              "training": report_records.read_training(run), "groups": [], "clips": []}
+    clips = []
+    for name, group in groups.items():
+        if group:
+            viewer["groups"].append([name, len(group)])
+        clips += group.values()
+    for clip in clips:
+        viewer["clips"].append({key: clip[key] for key in FOR_SCRIPT if key in clip})
+    first = next(iter(paths))
+    settings = report_records.read_settings(root / f"eval_render{first}.mp4",
+                                            outputs / f"eval_render{first}_out.mp4", run)
+    title = cli.short(root.name, 80)
+    facts = [f"{info.frames} frames", f"{info.width} × {info.height}",
+             f"{float(info.fps):.4g} fps", time.strftime("%d %B %Y, %H:%M")]
+    places = {
+        "TITLE": report_page.join([title]),
+        "TOP": report_page.top(title, facts, score["verdict"], sequence.doubts(root),
+                               paths.values(), stages),
+        "CARDS": report_page.join(map(report_page.card, clips)),
+        "SIDES": report_page.join(report_page.side(clip, depth) for clip in clips),
+        "SCORES": report_page.scores(score["held_out"], score["about"]),
+        "RECORDS": report_page.records(stages, settings, pictures(root)),
+        "VERSIONS": report_page.join([report_records.versions(ROOT)]),
+    }
+    template = (PARTS / "report.html").read_text(encoding="utf-8")
+    script = (PARTS / "report.js").read_text(encoding="utf-8")
+    return report_page.fill(template, script, viewer, places)
+
+
+def pictures(root):
+    """[words, link] of pictures that other programs left."""
+    found = []
+    for name, words in (("cam_info/geometry.png", "Picture: depth, cameras and their verdict"),
+                        ("preview.png", "Picture: preview of the paths")):
+        if (root / name).is_file():
+            found.append([words, os.path.relpath(root / name, root / "report")])
+    return found
+
+
+def main():
+    args = parse_args()
+    if not (args.data_path / "gt_rgb.mp4").is_file():
+        raise InputError(f"--data_path {args.data_path}: no gt_rgb.mp4 there; expected a sequence "
+                         "folder")
+    if args.run and not args.run.is_dir():
+        raise InputError(f"--run {args.run}: no such folder; expected that of a finetuning run")
+    root = Path(os.path.abspath(args.data_path))
+    outputs = Path(os.path.abspath(find_outputs(args)))
+    find_numbers(root, outputs)
+    with cli.lock(root / "report" / ".make_report.lock"):
+        page = make_page(root, outputs, args.run)
+        with files.whole(root / "report" / "index.html") as part:
+            part.write_text(page, encoding="utf-8")
+    print(f"wrote {args.data_path / 'report' / 'index.html'}: open it in a browser")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -361,7 +361,7 @@ def test_what_is_unsound_of_a_sequence_is_one_line(capsys, report, room, name):
 def test_what_was_made_of_a_sequence_belongs_to_it(capsys, report, room):
     for mode in ("train", "eval"):
         assert call("data_gen", "--data_path", room, "--mode", mode, "--device", "cpu",
-                    "--trajs", "orbit_left:5,orbit_left:90") == 0
+                    "--trajs", "orbit_left:5,orbit_left:90", "--num_train_render", 2) == 0
     made_of = {"render": cli.file_hash(room / "eval_render1.mp4")}
     frames = video.read_video(room / "gt_rgb.mp4")
     info = video.probe(room / "gt_rgb.mp4")
@@ -369,13 +369,17 @@ def test_what_was_made_of_a_sequence_belongs_to_it(capsys, report, room):
     look(report, room, trajs="orbit_left:90,bullet_time")
     said = capsys.readouterr().out
     assert not report.wrong
+    (room / "outputs/score").mkdir()
+    shutil.copy(room / "outputs/eval_render1_out.mp4",
+                room / "outputs/score/val_mirrored_render1_out.mp4")
     for expected in ("train renders      2, of this video", "eval renders       2, of this video",
+                     "val renders        2, of this video",
                      "outputs            1, of these renders", "note  orbit_left:90"):
         assert expected in said
     assert "do not say of which" not in said
     change(room, sequence.DEPTH, lambda x: x.astype(np.float64))
     look(report, room)
-    assert len(wrong(capsys.readouterr().out)) == 4  # all renders are of the other depth
+    assert len(wrong(capsys.readouterr().out)) == 6  # all renders are of the other depth
     (room / sequence.DEPTH).unlink()
     look(report, room)
     said = capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROOT, call
 
+from toolbox.evaluation import measures
 from toolbox.small_model import evaluate_method as evaluate
 from utils import cogvideox, metrics, pipeline, video
 from utils.cli import InputError
@@ -35,7 +36,7 @@ def test_it_fills_holes_better_than_telea_and_finds_the_picture_again(room, tmp_
     known = video.read_video(room / "eval_mask1.mp4")[..., 0] > 127
     output = video.read_video(tmp_path / "eval_render1_out.mp4")
     ours = evaluate.scores(output, render, known, truth)
-    telea = evaluate.scores(evaluate.telea(render, known), render, known, truth)
+    telea = evaluate.scores(measures.telea(render, known), render, known, truth)
     assert ours["holes"] > telea["holes"] + 1.5 and ours["composite"] > telea["composite"] + 1
     assert ours["known"] > 24
 

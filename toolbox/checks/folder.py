@@ -15,6 +15,8 @@ from utils.cli import InputError
 CLIP = 49  # frames of the full-size model's clip
 VIEW = 2, 150  # degrees that a field of view lies between, of a K in pixels of its depth map
 
+MODES = {"train": "train", "val": "train", "eval": "eval"}  # of data_gen.py, by kind of render
+
 
 def look(report, args, configs):
     """Look at the video, its depth, K, poses and paths, and at what was made of it."""
@@ -137,9 +139,9 @@ def motion(report, c2w):
 
 def holes(report, trajs, seq, moments, frames):
     """Say how much of each path's render is holes, at three moments."""
-    args = SimpleNamespace(cameras=None, trajs=trajs, mode="eval", anchor="source")
+    args = SimpleNamespace(cameras=None, trajs=trajs)
     warper = data_gen.Warper(seq, "eval", torch.device("cpu"), None, None)
-    for name, cameras in data_gen.camera_paths(args, seq, seq.pivot_depth):
+    for name, cameras in data_gen.evaluation_paths(args, seq, seq.pivot_depth):
         pixels, z = pixels_and_depth(seq, frames, cameras.frames[moments])
         _, known = warper.warp(cameras, moments, pixels, z)
         shares = 1 - known.mean((1, 2))
@@ -155,16 +157,16 @@ def renders(report, path, info, depth_file):
     facts = {"source": cli.file_hash(path / "gt_rgb.mp4")}
     if depth_file.is_file():
         facts["depth"] = cli.file_hash(depth_file)
-    for mode in ("train", "eval"):
-        found = sorted(path.glob(f"{mode}_render*.mp4"))
+    for kind, mode in MODES.items():
+        found = sorted(path.glob(f"{kind}_render*.mp4"))
         made_of = [report.check(file.name, render, file, info, facts) for file in found]
         if not found:
-            report.line(f"{mode} renders", f"none yet; data_gen.py --mode {mode} makes them")
+            report.line(f"{kind} renders", f"none yet; data_gen.py --mode {mode} makes them")
         elif None not in made_of:
-            if mode == "train":
+            if kind == "train":
                 report.check("training pairs", dataset.find_videos, path)
             unknown = made_of.count({})
-            report.line(f"{mode} renders", f"{len(found)}, of this video" + (
+            report.line(f"{kind} renders", f"{len(found)}, of this video" + (
                 f"; {unknown} do not say of which" if unknown else ""))
 
 
@@ -175,7 +177,7 @@ def render(path, source, facts):
     to the video or its depth.
     """
     info = video.probe(path)
-    again = f"make it again with data_gen.py --mode {path.name.partition('_')[0]}"
+    again = f"make it again with data_gen.py --mode {MODES[path.name.partition('_')[0]]}"
     if (info.frames, info.height, info.width) != (source.frames, source.height, source.width):
         raise InputError(f"{path}: got {info.frames} frames of {info.width} x {info.height}; "
                          f"gt_rgb.mp4 has {source.frames} of {source.width} x {source.height}; "
@@ -193,7 +195,7 @@ def render(path, source, facts):
 
 def outputs(report, path):
     """See that every output was made of the render beside it."""
-    found = sorted(path.glob("outputs/**/*_render*_out.mp4"))
+    found = sorted(path.glob("outputs/**/eval_render*_out.mp4"))
     stale = report.wrong
     for output in found:
         beside = path / f"{output.stem.removesuffix('_out')}.mp4"

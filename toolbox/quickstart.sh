@@ -14,11 +14,10 @@ use_venv cognvs_requirements.txt
 sh toolbox/run_all.sh --data_path demo_data/room --model_path checkpoints/tiny/base \
     --transformer_id checkpoints/tiny/cognvs_ckpt_inpaint \
     --output_dir checkpoints/tiny_finetuned_room \
-    --train_epochs 40 --learning_rate 5e-5 --lr_scheduler linear --num_inference_steps 10
+    --train_epochs 20 --learning_rate 5e-5 --lr_scheduler linear --num_inference_steps 10 \
+    --score quick
 cat <<'END'
-The renders with their holes are demo_data/room/eval_render*.mp4, the finished views are in
-demo_data/room/outputs/tiny_finetuned_room/. Look first, there, at
-    eval_render1_side_by_side.mp4    source | render | output | truth
+Open demo_data/room/report/index.html in a browser: source, render with its holes, output and truth.
 The small model fills holes as the real one does, but softly, and knows a small world
 (checkpoints/tiny/README.md). To start any program yourself, first activate its environment:
     . .venv/bin/activate

@@ -1,5 +1,6 @@
 """Training pairs, and every random draw that training makes."""
 
+import contextlib
 import hashlib
 import re
 from collections import OrderedDict
@@ -64,7 +65,12 @@ def find_videos(folder):
     renders = find_renders(folder, "train", info)
     if not renders:
         raise InputError(f"{folder}: no train_render*.mp4; make them with data_gen.py --mode train")
-    return Videos(target, renders, info.frames, find_renders(folder, "val", info))
+    held_out = []
+    with contextlib.suppress(InputError):  # leftovers of another video stop no training
+        found = find_renders(folder, "val", info)
+        check_origin(target, found)
+        held_out = found
+    return Videos(target, renders, info.frames, held_out)
 
 
 def find_renders(folder, kind, target):
@@ -102,16 +108,16 @@ def check_cameras(path, render, frames):
                          "train with another path")
 
 
-def check_origin(videos):
+def check_origin(target, renders):
     """InputError if a render says that it was made of another gt_rgb.mp4; others say nothing."""
     now = None
-    for render in videos.renders + videos.held_out:
+    for render in renders:
         made = video.made_of(render) or {}
         if made.get("program") != "data_gen.py" or "source" not in made:
             continue
-        now = now or cli.file_hash(videos.target)  # 0.2 s for 200 MB
+        now = now or cli.file_hash(target)  # 0.2 s for 200 MB
         if made["source"] != now:
-            raise InputError(f"{render}: was made of another gt_rgb.mp4 than {videos.target}; run "
+            raise InputError(f"{render}: was made of another gt_rgb.mp4 than {target}; run "
                              "data_gen.py --mode train again, or put the video back")
 
 
@@ -120,7 +126,7 @@ def check_pairs(base_dir_input, clip_shape):
     total = 0
     for folder in find_sequences(base_dir_input):
         videos = find_videos(folder)
-        check_origin(videos)
+        check_origin(videos.target, videos.renders)
         total += (1 + len(videos.renders)) * videos.frames * clip_shape[1] * clip_shape[2] * 3
     return min(total, VIDEOS_KEPT)
 

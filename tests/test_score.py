@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import torch
 from conftest import ROOT, call
 
 from toolbox import score
-from toolbox.evaluation import cameras
+from toolbox.evaluation import cameras, davis
 from toolbox.small_model import evaluate_score
-from utils import sequence, trajectory, video
+from utils import cli, sequence, trajectory, video
 
 K = ("--intrinsics_file", sequence.INTRINSICS)
 
@@ -68,7 +69,7 @@ def test_pairs_are_inpainted_by_each_of_the_weights_and_measured(
     # the same weights: no gain, and seeds differ
     assert before["holes"] == after["holes"] and before["spread"] == after["spread"] > 0
     assert telea["known"]["psnr"] > before["known"]["psnr"] and telea["spread"] is None
-    assert "other fills the holes of new views neither better nor worse" in record["verdict"][0]
+    assert "other fills the holes of new views about as well as" in record["verdict"][0]
     assert record["verdict"][0] in said and "| Telea | holes |" in said
     shown = scene / before["videos"]["val_render1"]
     assert video.probe(shown).frames == 17
@@ -91,13 +92,80 @@ def test_the_path_that_an_output_shows_is_told_from_another(scene):
     seq = sequence.open_sequence(scene, intrinsics_file=sequence.INTRINSICS,
                                  extrinsics_file=sequence.C2WS)
     asked = trajectory.read_cameras(scene / "eval_cameras1.npz", seq.intrinsics)
-    right = cameras.path_errors(scene / "eval_render1.mp4", seq, asked, seq.c2w)
-    wrong = cameras.path_errors(scene / "gt_rgb.mp4", seq, asked, seq.c2w)
+    known = cameras.source_cameras(seq)
+    assert list(known) == [(0, 17)] and known[0, 17] is seq.c2w
+    right = cameras.path_errors(scene / "eval_render1.mp4", seq, asked, known)
+    wrong = cameras.path_errors(scene / "gt_rgb.mp4", seq, asked, known)
     assert right.rotation_deg < 0.5 < 1.5 < wrong.rotation_deg
     assert right.translation_percent < 3 < wrong.translation_percent
     zoomed = trajectory.Cameras(asked.c2w, asked.intrinsics * np.linspace(1, 2, 17)[:, None, None],
                                 asked.frames)
-    assert cameras.path_errors(scene / "eval_render1.mp4", seq, zoomed, seq.c2w) is None
+    assert cameras.path_errors(scene / "eval_render1.mp4", seq, zoomed, known) is None
+    bare = sequence.open_sequence(scene, intrinsics_file=sequence.INTRINSICS)
+    (found,) = cameras.source_cameras(bare).values()
+    turn, place = cameras.aligned_errors(found, seq.c2w)
+    assert turn < 0.5 and place < 3
+
+
+def test_each_window_of_a_long_video_keeps_cameras_of_its_own(monkeypatch):
+    class Long:
+        info = video.VideoInfo(100, 4, 6, 20)
+        c2w = None
+        rgb_path = None
+        intrinsics = np.tile(np.eye(3), (100, 1, 1))
+
+        def depth(self, start, stop):
+            return torch.ones(stop - start, 4, 6)
+
+    def recovered(path, frames, *_):
+        poses = np.tile(np.eye(4), (len(frames), 1, 1))
+        poses[:, 0, 3] = 1000 * frames[0] + frames
+        return poses, []
+
+    monkeypatch.setattr(cameras, "recovered", recovered)
+    found = cameras.source_cameras(Long())
+    assert list(found) == [(0, 60), (48, 100)]
+    assert found[0, 60][50, 0, 3] == 50 and found[48, 100][50, 0, 3] == 48050
+    assert found[48, 100][51, 0, 3] == pytest.approx(48051)
+
+
+def test_outputs_that_do_not_belong_are_left_out_before_anything_is_inpainted(
+        scene, model, tmp_path, capsys):
+    room = shutil.copytree(scene, tmp_path / "room", ignore=shutil.ignore_patterns("outputs"))
+    render = video.read_video(room / "eval_render1.mp4")
+    tags = {"render": cli.file_hash(room / "eval_render1.mp4")}
+    outputs = room / "outputs"
+    info = video.probe(room / "eval_render1.mp4")
+    args = SimpleNamespace(data_path=room, outputs=outputs, paths=None, no_cameras=False)
+    video.write_video(outputs / "eval_render1_out.mp4", render, info, tags=tags)
+    assert score.usable_outputs(args) == [outputs / "eval_render1_out.mp4"]
+    assert score.open_as_rendered(args, score.usable_outputs(args)).c2w is not None
+    np.save(room / sequence.INTRINSICS, np.load(room / sequence.INTRINSICS) * [[2], [2], [1]])
+    assert score.open_as_rendered(args, score.usable_outputs(args)) is None
+    assert "no camera paths are recovered" in capsys.readouterr().out
+    video.write_video(outputs / "eval_render1_out.mp4", render[:, :48], info, tags=tags)
+    assert score.usable_outputs(args) == []
+    assert "differs from its render or mask in size" in capsys.readouterr().out
+    video.write_video(outputs / "eval_render1_out.mp4", render, info, tags={"render": "0"})
+    assert score.usable_outputs(args) == []
+
+
+def test_the_table_of_davis_takes_videos_before_their_folders_and_known_times_alone(tmp_path):
+    for name in ("a/gt_rgb.mp4", "b/gt_rgb.mp4", "b.mp4", "c/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = davis.find_sequences(tmp_path)
+    assert found == {"a": tmp_path / "a", "b": tmp_path / "b.mp4"}
+    (tmp_path / "run_all_inference.json").write_text('{"seconds": 600}')
+    (tmp_path / "run_all_report.json").write_text('{"seconds": 9999}')
+    assert davis.minutes([tmp_path]) == pytest.approx(1)
+    (tmp_path / "run_all_finetuning.json").write_text("{}")
+    assert davis.minutes([tmp_path]) is None
+    row = dict.fromkeys(davis.MEASURES, 2.0) | {"sequence": "a", "path": "00_pan_left"}
+    lines = davis.table([row, row | {"path": "01_pan_right", "seam": None}]).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| 00_pan_left", "| 01_pan_right", "| a", "| all"]
+    assert lines[3].split(" | ")[4] == "-"
 
 
 def test_weights_are_named_by_their_folder_or_run(model, tmp_path):
@@ -106,6 +174,11 @@ def test_weights_are_named_by_their_folder_or_run(model, tmp_path):
     weights = model / "cognvs_ckpt_inpaint"
     assert score.names_of([weights, run, weights]) == [
         "cognvs_ckpt_inpaint", "cognvs_ckpt_finetuned_bear", "cognvs_ckpt_inpaint_2"]
+    shutil.copytree(weights, run / "my_checkpoint-40_transformer")
+    steps = [run / f"my_checkpoint-{step}_transformer" for step in (20, 40, 40)]
+    assert score.names_of(steps) == ["cognvs_ckpt_finetuned_bear",
+                                     "cognvs_ckpt_finetuned_bear_step40",
+                                     "cognvs_ckpt_finetuned_bear_step40_2"]
 
 
 @pytest.mark.parametrize("spoil, more, message", [

@@ -18,7 +18,6 @@ Files that a stage made before and does not make any more are deleted.
 
 import argparse
 import dataclasses
-import glob
 import json
 import os
 import re
@@ -32,6 +31,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data_gen
 from finetune import checkpoint
 from utils import cli, files, pipeline, sequence
 from utils.cli import InputError
@@ -121,9 +121,8 @@ def complete(args):
     if not args.video and not (args.data_path / "gt_rgb.mp4").is_file():
         raise InputError(f"--data_path {args.data_path}: no gt_rgb.mp4 there; expected a sequence "
                          "folder")
-    if args.cameras and not camera_files(args):
-        raise InputError(f"--cameras {args.cameras}: no such file; expected camera files, npy, npz "
-                         "or json")
+    if args.cameras:
+        camera_files(args)
     if not args.cameras and not any(args.trajs.glob("*.txt")):
         raise InputError(f"--trajs {args.trajs}: expected a folder of camera paths, .txt")
     pipeline.check_base(args.model_path)
@@ -243,9 +242,13 @@ def run(*command, **environment):
         while process.poll() is None:
             peak = max(peak, gpu_memory())
             time.sleep(0.3)
-    except KeyboardInterrupt:  # Ctrl-C reached the command too, which may have something to save
+    except (KeyboardInterrupt, cli.Interrupted) as stop:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        process.wait()
+        if stop.args == (signal.SIGTERM,):
+            process.terminate()
+        process.wait()  # Ctrl-C reached it too, and it may have something to save
+        if isinstance(stop, cli.Interrupted):
+            raise
         sys.exit(130)
     finally:
         if process.poll() is None:
@@ -304,13 +307,14 @@ def source(args):
 
 def camera_files(args):
     """The files of --cameras, in order of name."""
-    return sorted(filter(Path.is_file, map(Path, glob.glob(args.cameras))))
+    return data_gen.find_files("--cameras", args.cameras, "an npy, npz or json")
 
 
 def evaluation_paths(args):
     """{name: hash} of the camera paths."""
     if args.cameras:
-        return {path.name: cli.file_hash(path) for path in camera_files(args)}
+        files_there = enumerate(camera_files(args), 1)
+        return {f"{number} {path.name}": cli.file_hash(path) for number, path in files_there}
     return hashes(args.trajs, sorted(path.name for path in args.trajs.glob("*.txt")))
 
 
@@ -427,7 +431,7 @@ def score_stage(args, pairs, inference):
     """Stage of score.py: the weights before and after, and the outputs."""
     before = pipeline.fingerprint(pipeline.find_weights(args.transformer_id))
     made_of = pairs.made_of | inference.made_of | {"before": before, "score": args.score}
-    made_of |= hashes(args.outputs, inference.results)
+    made_of |= hashes(args.outputs, inference.results) | hashes(args.data_path, [sequence.C2WS])
     return Stage("score", args.outputs, made_of, ["score/score.json"])
 
 
@@ -440,7 +444,9 @@ def score(args, weights):
 
 
 def report_stage(args, inference):
-    made_of = hashes(args.outputs, [*inference.results, "score/score.json"])
+    made_of = hashes(args.outputs, [*inference.results, "score/score.json"]) | source(args)
+    made_of |= hashes(args.data_path, [sequence.C2WS, sequence.VERDICT])
+    made_of |= hashes(args.data_path, numbered("novel_gt{}.mp4", len(inference.results)))
     if not args.no_finetune:
         made_of |= hashes(args.output_dir, ["train_log.csv"])
     return Stage("report", args.data_path, made_of, ["report/index.html"])

@@ -21,6 +21,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data_gen
 from finetune import dataset
 from toolbox import run_all
 from toolbox.evaluation import cameras, gains, measures, networks
@@ -61,7 +63,7 @@ def parse_args():
         "takes about half a minute of a core each")
     add("--lpips_weights", type=Path, help="file of AlexNet's weights (torchvision's), for LPIPS")
     add("--download", action="store_true", help="allow fetching them, 244 MB")
-    add("--fit", choices=("stretch", "pad", "crop"), default="stretch", help="as of demo.py")
+    add("--fit", choices=("stretch", "pad"), default="stretch", help="as of demo.py")
     add("--memory", default="auto", help="as of demo.py")
     add("--device", help="as of demo.py")
     args = parser.parse_args()
@@ -84,11 +86,19 @@ def find_pairs(args):
     if not renders:
         raise InputError(f"{args.data_path}: no val_render*.mp4; make held-out pairs with "
                          "data_gen.py --mode train")
-    dataset.check_origin(dataset.Videos(target, [], 0, renders))
+    dataset.check_origin(target, renders)
+    made_of = video.made_of(renders[0]) or {}
+    found = []
     for render in renders:
         if not mask_of(render).is_file():
             raise InputError(f"{mask_of(render)}: no such file; run data_gen.py --mode train again")
-    return renders
+        its = video.made_of(render) or {}
+        if all(its.get(name) == made_of.get(name) for name in ("depth", "source_cameras")):
+            found.append(render)
+        else:
+            print(f"note: {render} is left out: it was made of another depth or K than "
+                  f"{renders[0].name}")
+    return found
 
 
 def mask_of(render):
@@ -131,15 +141,18 @@ def write_mirrored(path, target):
 
 
 def names_of(paths):
-    """A short name of each of the weights: its folder, or that of its run; numbered where equal."""
+    """A short name of each of the weights: its folder, or that of its run; and the step, or a
+    number, where that was there before."""
     names = []
     for path in paths:
-        weights = pipeline.find_weights(path).resolve()
-        run = weights.parent if weights.name.startswith("my_checkpoint-") else weights
-        name = run.name
-        while name in names:
-            name += "_2"
-        names.append(name)
+        weights = Path(os.path.abspath(pipeline.find_weights(path)))
+        step = re.match(r"my_checkpoint-(\d+)_", weights.name)
+        name = weights.parent.name if step else weights.name
+        if name in names and step:
+            name += f"_step{step[1]}"
+        taken = {*names, "pairs", "Telea"}
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        names.append(name if name not in taken else next(x for x in numbered if x not in taken))
     return names
 
 
@@ -228,11 +241,28 @@ def held_out_rows(args, results, folders):
     return rows
 
 
-def measure_outputs(args):
-    """The rows of score.json's outputs: what can be told of demo.py's outputs without a truth."""
-    outputs = find_outputs(args.outputs)[: args.paths]
-    for output in outputs:
-        check_output(render_of(args, output), output)
+def usable_outputs(args):
+    """demo.py's outputs, but for those that do not belong to their renders, which is said."""
+    found = []
+    for output in find_outputs(args.outputs)[: args.paths]:
+        render = render_of(args, output)
+        try:
+            check_output(render, output)
+            infos = [video.probe(path) for path in (render, output, mask_of(render))]
+            if len({(info.frames, info.height, info.width) for info in infos}) > 1:
+                raise InputError(f"{output}: differs from its render or mask in size or length, as "
+                                 "with --fit crop")
+            found.append(output)
+        except InputError as error:
+            print(f"note: left out: {error}")
+    return found
+
+
+def measure_outputs(args, outputs, seq):
+    """The rows of score.json's outputs: what can be told of them without a truth.
+
+    seq: as of open_as_rendered; without one, no camera paths are recovered.
+    """
     rows = []
     total = sum(video.probe(output).frames for output in outputs)
     with tqdm(total=total, unit="frame", desc="measuring outputs", disable=not outputs) as progress:
@@ -244,7 +274,7 @@ def measure_outputs(args):
                 found.add(unit(out), unit(left), mask[..., 0] > 127)
                 progress.update()
             rows.append({"name": render.stem, **found.result()})
-    errors = [] if args.no_cameras else camera_errors(args, outputs)
+    errors = camera_errors(args, outputs, seq) if seq else []
     for each, error in itertools.zip_longest(rows, errors):
         each.update((error or cameras.CameraErrors(None, None, []))._asdict())
     return rows
@@ -254,14 +284,38 @@ def render_of(args, output):
     return args.data_path / f"{output.stem.removesuffix('_out')}.mp4"
 
 
-def camera_errors(args, outputs):
+def open_as_rendered(args, outputs):
+    """The sequence.Sequence with the K and depth that the outputs' renders were made with, and its
+    poses, if any; None, and why, if it cannot be told."""
+    if args.no_cameras or not outputs:
+        return None
+    made_of = video.made_of(render_of(args, outputs[0])) or {}
+    try:
+        poses = sequence.C2WS if (args.data_path / sequence.C2WS).is_file() else None
+        for intrinsics in (sequence.INTRINSICS, None):
+            if intrinsics and not (args.data_path / intrinsics).is_file():
+                continue
+            seq = sequence.open_sequence(args.data_path, intrinsics_file=intrinsics,
+                                         extrinsics_file=poses)
+            hashes = {data_gen.hash_of([seq.intrinsics])}
+            if poses:
+                hashes.add(data_gen.hash_of([seq.intrinsics, seq.c2w]))  # with --fuse_static
+            if made_of.get("source_cameras", min(hashes)) in hashes:
+                break
+        else:
+            raise InputError("the renders were made with another K than is there")
+        if made_of.get("depth") not in (None, cli.file_hash(args.data_path / sequence.DEPTH)):
+            raise InputError("the renders were made with another depth than is there")
+    except InputError as error:
+        print(f"note: no camera paths are recovered: {error}")
+        return None
+    return seq
+
+
+def camera_errors(args, outputs, seq):
     """The cameras.CameraErrors of outputs, None where there is none."""
-    there = {}
-    for name in (sequence.INTRINSICS, sequence.C2WS):
-        there[name] = name if (args.data_path / name).is_file() else None
-    seq = sequence.open_sequence(args.data_path, intrinsics_file=there[sequence.INTRINSICS],
-                                 extrinsics_file=there[sequence.C2WS])
-    poses = seq.c2w
+    if seq.c2w is None:
+        print("no camera poses: those of the source are recovered first", flush=True)
 
     def errors(output):
         path = render_of(args, output).with_suffix(".npz")
@@ -269,16 +323,19 @@ def camera_errors(args, outputs):
         if not path.is_file():
             return None
         asked = trajectory.read_cameras(path, seq.intrinsics)
-        return cameras.path_errors(output, seq, asked, poses)
+        return cameras.path_errors(output, seq, asked, sources)
 
-    cv2.setNumThreads(1)  # an output a core is faster
-    torch.set_num_threads(1)
-    if poses is None and outputs:
-        print("no camera poses: those of the source are recovered first", flush=True)
-        poses = cameras.source_cameras(seq)
-    with ThreadPoolExecutor(min(JOBS, os.cpu_count())) as pool:
-        return list(tqdm(pool.map(errors, outputs), total=len(outputs), unit="path",
-                         desc="recovering cameras", disable=not outputs))
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)  # an output a core is faster
+    cv2.setNumThreads(1)
+    try:
+        sources = cameras.source_cameras(seq)
+        with ThreadPoolExecutor(min(JOBS, os.cpu_count())) as pool:
+            return list(tqdm(pool.map(errors, outputs), total=len(outputs), unit="path",
+                             desc="recovering cameras"))
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
 
 
 # ---- what is said --------------------------------------------------------------------------------
@@ -293,14 +350,14 @@ def table(held_out):
             scores = each[region]["holes"] if region == "mirrored" else each[region]
             where = "holes, mirrored" if region == "mirrored" else region
             cells = [each["method"], where, number(scores["psnr"], 2), number(scores["ssim"], 3),
-                     number(scores["lpips"], 3), number(scores["energy"], 2),
+                     number(scores["lpips"], 3, "missing"), number(scores["energy"], 2),
                      number(scores["flicker"], 2)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def number(value, digits):
-    return "missing" if value is None else f"{value:.{digits}f}"
+def number(value, digits, none="-"):
+    return none if value is None else f"{value:.{digits}f}"
 
 
 def table_of_outputs(rows):
@@ -333,6 +390,8 @@ def main():
     names = names_of(args.cognvs_ckpt_path)
     pipeline.check_base(args.model_path)
     lpips = open_lpips(args)
+    outputs = usable_outputs(args)
+    seq = open_as_rendered(args, outputs)
     with cli.lock(args.output_dir / ".score.lock"):
         stage_pairs(args, renders)
         folders = {}
@@ -345,7 +404,7 @@ def main():
             "num_inference_steps": args.num_inference_steps,
             "verdict": verdicts(results, names),
             "held_out": held_out_rows(args, results, folders),
-            "outputs": measure_outputs(args),
+            "outputs": measure_outputs(args, outputs, seq),
             "geometry": sequence.doubts(args.data_path),
         }
         with files.whole(args.output_dir / "score.json") as part:

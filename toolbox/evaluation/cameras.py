@@ -54,12 +54,12 @@ def turn_deg(a, b):
     return np.degrees(np.arccos(np.clip((np.trace(a.T @ b) - 1) / 2, -1, 1)))
 
 
-def path_errors(output, seq, cameras, source_c2w):
+def path_errors(output, seq, cameras, sources):
     """CameraErrors of a video against trajectory.Cameras; None if the focal length changes.
 
     seq: the sequence.Sequence that was reprojected; its depth, seen from the cameras asked for, is
-    the video's but for smooth errors. source_c2w: where its own cameras stand. Long videos are
-    looked at in windows, whose errors are averaged.
+    the video's but for smooth errors. sources: {span: c2w [N, 4, 4]}, where its own cameras stand,
+    of each of the windows that long videos are looked at in, whose errors are averaged.
     """
     k = cameras.intrinsics
     if not np.allclose(k, k[0]):
@@ -67,7 +67,7 @@ def path_errors(output, seq, cameras, source_c2w):
     errors = []
     doubts = []
     info = video.probe(output)
-    for span in shots.windows(0, info.frames):
+    for span, source_c2w in sources.items():
         frames = np.arange(*span)[::STEP]
         motion = np.linalg.inv(cameras.c2w)
         depths = [seen_depth(seq, cameras, motion, t) for t in frames]
@@ -89,20 +89,25 @@ def seen_depth(seq, cameras, motion, frame):
 
 
 def source_cameras(seq):
-    """Where the cameras of a sequence without poses stand, recovered from it, c2w [N, 4, 4].
+    """{span: c2w [N, 4, 4]} of a sequence's own cameras, for each window of its frames.
 
-    In the unit of its depth, as far as the video tells; each window of path_errors is a world of
-    its own. Frames that are not looked at lie halfway between their neighbours.
+    Its poses where it has some; else they are recovered from it, in the unit of its depth as far as
+    the video tells. Each window is then a world of its own, and frames that are not looked at lie
+    halfway between their neighbours.
     """
-    c2w = np.tile(np.eye(4), (seq.info.frames, 1, 1))
-    for span in shots.windows(0, seq.info.frames):
+    spans = shots.windows(0, seq.info.frames)
+    if seq.c2w is not None:
+        return dict.fromkeys(spans, seq.c2w)
+    found = {}
+    for span in spans:
         frames = np.arange(*span)[::STEP]
         depth = np.concatenate([seq.depth(t, t + 1).numpy() for t in frames])
+        c2w = np.tile(np.eye(4), (seq.info.frames, 1, 1))
         c2w[frames], _ = recovered(seq.rgb_path, frames, depth, seq.intrinsics[0], seq.info)
-        for t in set(range(*span)).difference(frames.tolist()):
-            after = min(t + 1, frames[-1])
-            c2w[t] = shots.between(c2w[t - 1], c2w[after], 0.5)
-    return c2w
+        for t in sorted(set(range(*span)).difference(frames.tolist())):
+            c2w[t] = shots.between(c2w[t - 1], c2w[min(t + 1, frames[-1])], 0.5)
+        found[span] = c2w
+    return found
 
 
 def recovered(path, frames, depth, k, info):

@@ -9,8 +9,9 @@ of which such are made with --depth_model. Depth has to be in metres. Each is fi
 and down by 1 m with a pitch of 14 degrees and 0.12 m outward, arcs of 30 degrees with 2 m and
 0.01 m inward, growing over the clip. The table has, for each sequence and path, the camera errors
 by toolbox/geometry (mean rotation in degrees; RMS place in percent of the path's length, after the
-best similarity), how known pixels are kept, seams, flicker (toolbox/score.py), and minutes a clip,
-finetuning included. The same command goes on after an interruption.
+best similarity), how known pixels are kept, seams, flicker (toolbox/score.py), and minutes a clip:
+renders, finetuning and inference, of a stage that was interrupted only its last start. The same
+command goes on after an interruption.
 """
 
 if __name__ == "__main__":
@@ -25,7 +26,7 @@ from types import SimpleNamespace
 
 from toolbox import run_all, score
 from toolbox.evaluation.gains import mean
-from utils import cli, files
+from utils import cli, files, sequence
 from utils.cli import InputError
 
 PATHS = run_all.ROOT / "trajs" / "davis10"
@@ -34,8 +35,8 @@ MEASURES = {  # of score.measure_outputs: how each is written, and with how many
     "known_psnr": ("known PSNR dB", 2), "seam": ("seam", 2), "flicker": ("flicker in holes", 2),
     "minutes": ("minutes a clip", 2),
 }
-PASSED_ON = ("num_inference_steps", "train_epochs", "memory", "num_processes", "learning_rate",
-             "depth_model")
+PASSED_ON = ("num_inference_steps", "train_epochs", "memory", "num_processes", "learning_rate")
+STAGES = ("training_pairs", "evaluation_renders", "finetuning", "inference")  # of minutes a clip
 
 
 def parse_args():
@@ -66,10 +67,10 @@ def find_sequences(folder):
                          "or of videos")
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() == ".mp4":
-            found.setdefault(path.stem, path)
+        if path.suffix.lower() == ".mp4":  # its folder may be half made
+            found[path.stem] = path
         elif (path / "gt_rgb.mp4").is_file():
-            found[path.name] = path
+            found.setdefault(path.name, path)
     if not found:
         raise InputError(f"--sequences {folder}: has neither NAME/gt_rgb.mp4 nor NAME.mp4; "
                          "expected sequence folders or videos")
@@ -85,39 +86,47 @@ def process(args, name, place):
                PATHS / "*.json", "--score", "no", "--model_path", args.model_path,
                "--transformer_id", args.transformer_id, "--output_dir", weights]
     if place.is_file():
-        command += ["--video", place]
-    for option in PASSED_ON if place.is_file() else PASSED_ON[:-1]:
+        command += ["--video", place] + ["--download"] * args.download
+        if args.depth_model:
+            command += ["--depth_model", args.depth_model]
+    for option in PASSED_ON:
         if getattr(args, option) is not None:
             command += [f"--{option}", getattr(args, option)]
-    for switch in ("no_finetune", "no_composite", "download"):
-        if getattr(args, switch) and (switch != "download" or place.is_file()):
-            command.append(f"--{switch}")
+    for switch in ("no_finetune", "no_composite"):
+        command += [f"--{switch}"] * getattr(args, switch)
     run_all.run(*command)
     outputs = data_path / "outputs" / run
     return data_path, outputs, minutes((data_path, outputs, weights))
 
 
 def minutes(folders):
-    """What all stages that were measured took for one of the ten clips, minutes."""
-    seconds = 0
+    """What STAGES took for one of the ten clips, minutes; None if the time of one is not known."""
+    seconds = []
     for folder in folders:
-        for record in folder.glob("run_all_*.json"):
-            seconds += float(files.read_json(record).get("seconds", 0))
-    return seconds / 60 / len(list(PATHS.glob("*.json")))
+        for stage in STAGES:
+            record = folder / f"run_all_{stage}.json"
+            if record.is_file():
+                seconds.append(files.read_json(record).get("seconds"))
+    if not all(isinstance(each, int | float) for each in seconds):
+        return None
+    return sum(seconds) / 60 / len(list(PATHS.glob("*.json")))
 
 
 def measured(data_path, outputs):
     """The rows of score.measure_outputs for a sequence; those of the same outputs are kept."""
     record = outputs / "davis.json"
-    made_of = {path.name: cli.file_hash(path) for path in score.find_outputs(outputs)}
+    args = SimpleNamespace(data_path=data_path, outputs=outputs, paths=None, no_cameras=False)
+    found = score.usable_outputs(args)
+    made_of = {path.name: cli.file_hash(path) for path in found}
+    made_of |= run_all.hashes(data_path, [sequence.C2WS, sequence.DEPTH, sequence.INTRINSICS])
     if record.is_file():
         there = files.read_json(record)
-        if there.get("made_of") == made_of:
+        if there.get("made_of") == made_of and there.get("measures") == list(MEASURES):
             return there["rows"]
-    rows = score.measure_outputs(SimpleNamespace(data_path=data_path, outputs=outputs, paths=None,
-                                                 no_cameras=False))
+    rows = score.measure_outputs(args, found, score.open_as_rendered(args, found))
     with files.whole(record) as part:
-        part.write_text(json.dumps({"made_of": made_of, "rows": rows}, indent=1) + "\n")
+        kept = {"made_of": made_of, "measures": list(MEASURES), "rows": rows}
+        part.write_text(json.dumps(kept, indent=1) + "\n")
     return rows
 
 
@@ -142,6 +151,8 @@ def main():
     sequences = find_sequences(args.sequences)
     for name in ("sequences", "model_path", "transformer_id"):
         setattr(args, name, getattr(args, name).resolve())
+    if args.depth_model and Path(args.depth_model).is_dir():
+        args.depth_model = str(Path(args.depth_model).resolve())
     own = args.sequences.with_name(f"{args.sequences.name}_davis")
     args.output_dir = (args.output_dir or own).resolve()
     args.output_dir.mkdir(parents=True, exist_ok=True)
@@ -150,7 +161,8 @@ def main():
     for number, (name, place) in enumerate(sequences.items(), 1):
         print(f"==== {name}, {number} of {len(sequences)}", flush=True)
         data_path, outputs, took = process(args, name, place.resolve())
-        for path, row in zip(titles, measured(data_path, outputs), strict=True):
+        for row in measured(data_path, outputs):
+            path = titles[int(row["name"].removeprefix("eval_render")) - 1]
             rows.append({"sequence": name, "path": path, **row, "minutes": took})
     target = args.output_dir / "davis.csv"
     with files.whole(target) as part, open(part, "w", newline="") as file:

@@ -9,6 +9,9 @@ import numpy as np
 
 from toolbox.evaluation.measures import MEASURES, REGIONS
 
+# dB: on 12 scenes, of estimates beyond this 92% have the sign of the exact gain, of all 76%.
+SURE = 0.5
+
 
 @dataclass(frozen=True)
 class Result:
@@ -85,17 +88,18 @@ def gains(results, method, reference):
 
 
 def verdict(method, reference, estimated):
-    """One sentence on the estimated gains, dB, one for each seed."""
+    """One sentence on the estimated gains, dB, one for each seed.
+
+    Better or worse is said only of what is beyond the seeds' differences and SURE.
+    """
     if not estimated:
         return f"{method} against {reference}: the held-out pairs have no holes, so nothing is told"
     gain = float(np.mean(estimated))
     spread = max(estimated) - min(estimated)
-    better = "better" if gain > 0 else "worse"
-    said = f"{method} fills the holes of new views an estimated {abs(gain):.2f} dB {better} than " \
-           f"{reference}"
-    if len(estimated) < 2:
-        return f"{said}; one seed does not tell how much of it is chance"
-    if abs(gain) > spread:
-        return f"{said}, more than seeds differ ({spread:.2f} dB)"
-    return f"{method} fills the holes of new views neither better nor worse than {reference}: an " \
-           f"estimated {gain:+.2f} dB, and seeds differ by {spread:.2f} dB"
+    seeds = f"seeds differ by {spread:.2f} dB" if len(estimated) > 1 else "one seed"
+    if abs(gain) > max(spread, SURE):
+        better = "better" if gain > 0 else "worse"
+        return f"{method} fills the holes of new views an estimated {abs(gain):.2f} dB {better} " \
+               f"than {reference} ({seeds})"
+    return f"{method} fills the holes of new views about as well as {reference}: an estimated " \
+           f"{gain:+.2f} dB, where {SURE:g} dB or less tell nothing ({seeds})"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import call
 
-from toolbox.evaluation import report_page, report_videos
+import data_gen
+from toolbox.evaluation import report_cameras, report_page, report_videos
 from utils import cli, metrics, sequence, trajectory, video
 
 INFO = video.VideoInfo(frames=6, height=64, width=96, fps=Fraction(10))
@@ -127,9 +128,9 @@ def test_videos_are_linked_or_else_copied_so_that_browsers_play_them(page, made)
     assert training["layers"][1] == {"name": "Output", "part": 1, "fps": 10.0,
                                      "src": "validation_step-3_room_val_render1.mp4"}
     copy = made.root / "report" / training["layers"][1]["src"]
-    assert report_videos.is_playable(copy) and video.probe(copy).width == 92
+    assert video.is_playable(copy) and video.probe(copy).width == 92
     copy = made.root / "report" / second["layers"][2]["src"]
-    assert report_videos.is_playable(copy)
+    assert video.is_playable(copy)
     assert metrics.psnr(video.read_video(copy) / 255, moving(2) / 255) > 35
 
 
@@ -207,17 +208,85 @@ def copied(made, tmp_path):
     return Path(shutil.copytree(made.root, tmp_path / "room"))
 
 
+def page_of(root, *flags):
+    assert call("toolbox.make_report", "--data_path", root, *flags) == 0
+    return (root / "report" / "index.html").read_text()
+
+
 @pytest.mark.parametrize("spoil, says", [
     (lambda root: (root / "gt_rgb.mp4").unlink(), "no gt_rgb.mp4 there"),
-    (lambda root: (root / "outputs/mine/score/score.json").write_text("{"), "score.json: not a"),
-    (lambda root: (root / "run_all_inference.json").write_text("[]"), "got a JSON list"),
-    (lambda root: (root / "eval_mask1.mp4").write_text("x"), "eval_mask1.mp4: could not be"),
+    (lambda root: (root / "gt_rgb.mp4").write_text("x"), "gt_rgb.mp4: could not be"),
 ])
-def test_what_is_broken_is_said_in_one_line(copied, capsys, spoil, says):
+def test_a_source_that_cannot_be_read_is_an_error(copied, capsys, spoil, says):
     spoil(copied)
     assert call("toolbox.make_report", "--data_path", copied) == 2
     error = capsys.readouterr().err.rpartition("error: ")[2]
     assert says in error and error.count("\n") == 1
+
+
+def test_what_is_broken_is_left_out_and_said(copied):
+    (copied / "outputs/mine/score/score.json").write_text("{")
+    (copied / "run_all_inference.json").write_text("[]")
+    (copied / "eval_mask1.mp4").write_text("x")
+    cut = copied / "outputs/mine/eval_render2_out.mp4"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    np.savez(copied / "eval_cameras1.npz", c2w=np.tile(np.eye(4), (9, 1, 1)))
+    np.save(copied / sequence.C2WS, np.tile(np.eye(4), (9, 1, 1)))
+    text = page_of(copied)
+    for file in ("outputs/mine/score/score.json: not a", "run_all_inference.json: got a JSON list",
+                 "eval_mask1.mp4: could not be", "outputs/mine/eval_render2_out.mp4: ",
+                 "eval_cameras1.npz: ", f"{sequence.C2WS}: got "):
+        assert f"<li>Left out: {file}" in text, file
+    assert "eval_render1_out.mp4" in text and str(copied) not in text
+    for name in ("eval_render1.mp4", "outputs/mine/eval_render1_out.mp4"):
+        (copied / name).write_text("x")
+    text = page_of(copied)  # without that path
+    assert "<li>Left out: path 1, as none of its videos can be read. Left out: " in text
+    assert "eval_render2.mp4" in text
+
+
+@pytest.mark.parametrize("used, focal", [("file", 80), ("none", 500), ("other", None)])
+def test_cameras_are_drawn_with_the_intrinsics_of_the_render(copied, used, focal):
+    k = np.array([[40.0, 0, 24], [0, 40, 16], [0, 0, 1]])
+    np.save(copied / sequence.INTRINSICS, k)
+    opened = sequence.open_sequence(
+        copied, intrinsics_file=sequence.INTRINSICS if used == "file" else None)
+    arrays = [opened.intrinsics + (used == "other")]
+    for i in (1, 2):
+        tags = {"source_cameras": data_gen.hash_of(arrays), "fuse_static": False}
+        video.write_video(copied / f"eval_render{i}.mp4", moving(i), INFO, tags=tags)
+    notes = []
+    seq, poses = report_cameras.open_sequence(copied, INFO.frames, [1, 2], notes)
+    clips = {1: {"notes": notes}}
+    report_cameras.add_cameras(copied, seq, poses, clips, INFO.frames)
+    assert ("cameras" in clips[1]) == (focal is not None) == (notes == [])
+    assert focal in (None, seq.intrinsics[0, 0, 0])
+
+
+def test_copies_of_clips_that_are_gone_are_deleted(copied):
+    page_of(copied)
+    report = copied / "report"
+    shutil.copy(copied / "gt_rgb.mp4", report / "mine.mp4")
+    copy = report / "outputs_mine_eval_render2_out.mp4"
+    assert copy.is_file()
+    (copied / "outputs/mine/eval_render2_out.mp4").unlink()
+    page_of(copied)
+    assert not copy.exists()
+    assert (report / "mine.mp4").is_file() and (report / "depth.mp4").is_file()
+
+
+def test_held_out_videos_outside_of_the_folder(copied, tmp_path):
+    outside = tmp_path / "elsewhere"
+    shutil.move(copied / "outputs" / "mine", outside)
+    path = outside / "score" / "score.json"
+    score = json.loads(path.read_text())
+    score["held_out"][0]["videos"] = {
+        "val_render1": "../elsewhere/score/m/val_render1_out.mp4", "val_render2": "../a.mp4"}
+    path.write_text(json.dumps(score))
+    text = page_of(copied, "--outputs", outside)
+    assert '"elsewhere_score_m_val_render1_out.mp4"' in text
+    assert (copied / "report" / "elsewhere_score_m_val_render1_out.mp4").is_file()
+    assert "renders, 1 in all." in text
 
 
 def test_flags_that_lead_nowhere(made, capsys):

@@ -607,6 +607,18 @@ def test_a_playlist_reaches_no_other_file(tmp_path, monkeypatch):
             video.probe(name)
 
 
+def test_browsers_play_h264_of_420_in_mp4(tmp_path):
+    frames = clip()
+    for name, crf in (("a.mp4", 10), ("exact.mp4", 0)):
+        video.write_video(tmp_path / name, frames, info(frames), crf)
+        assert video.is_playable(tmp_path / name) == (crf > 0)
+    for name, codec in (("a.avi", "libx264"), ("b.mp4", "mpeg4")):
+        assert not video.is_playable(encode(tmp_path / name, frames, codec=codec))
+    (tmp_path / "none.mp4").write_text("x")
+    with pytest.raises(InputError, match="could not be decoded"):
+        video.is_playable(tmp_path / "none.mp4")
+
+
 def test_what_is_no_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.mp4")
     for path in (tmp_path / "a.mp4", tmp_path, "/dev/zero"):

@@ -4,7 +4,7 @@
 
 It opens from disk in any browser, without a server or a network: source, render, output, truth and
 depth in step and wiped over one another, holes, scores and curves, cameras, settings and times. The
-folder can be moved as a whole. What is not there is left out.
+folder can be moved as a whole. What is not there, or cannot be read, is left out.
 """
 
 import argparse
@@ -13,11 +13,13 @@ import re
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from toolbox.evaluation import report_cameras, report_page, report_records, report_videos
+from toolbox.evaluation.report_records import saying
 from utils import cli, files, sequence, video
 from utils.cli import InputError
 
@@ -69,22 +71,37 @@ def find_numbers(root, outputs):
 
 
 def new_clip(videos, name, paths, mask, first):
-    """A clip of those {layer: path} that are there, at the size and rate of that called `first`."""
-    paths = {layer: path for layer, path in paths.items() if path.is_file()}
-    info = videos.info(paths[first])
+    """A clip of those {layer: path} that can be read.
+
+    It has the size and rate of the first of the layers `first` that is one. Raises InputError if
+    none is.
+    """
+    notes = []
     layers = []
     for layer, path in paths.items():
-        fps = float(videos.info(path).fps)
-        layers.append({"name": layer, "src": videos.link(path), "fps": fps})
-    clip = {"name": name, "about": "", "notes": [], "numbers": [], "layers": layers,
+        if path.is_file():
+            with saying(notes):
+                fps = float(videos.info(path).fps)
+                layers.append({"name": layer, "src": videos.link(path), "fps": fps})
+    shown = {layer["name"] for layer in layers}
+    leading = next((layer for layer in first if layer in shown), None)
+    if leading is None:
+        raise InputError(f"{name}, as none of its videos can be read. {' '.join(notes)}")
+    info = videos.info(paths[leading])
+    clip = {"name": name, "about": "", "notes": notes, "numbers": [], "layers": layers,
             "fps": float(info.fps), "frames": info.frames,
             "times": list(map(float, info.times or ())),
             "aspect": float(info.width * info.pixel_aspect / info.height),
-            "poster": report_videos.poster(paths[first], info.frames // 2)}
+            "poster": report_videos.poster(paths[leading], info.frames // 2)}
     if mask and mask.is_file():
-        videos.info(mask)
-        clip["mask"] = videos.link(mask)
+        with saying(notes):
+            videos.info(mask)
+            clip["mask"] = videos.link(mask)
     return clip
+
+
+def shows(clip, layer):
+    return any(each["name"] == layer for each in clip["layers"])
 
 
 def path_clip(videos, number, outputs, depth):
@@ -98,14 +115,14 @@ def path_clip(videos, number, outputs, depth):
     shown = paths | ({"Depth": root / "report" / "depth.mp4"} if depth else {})
     made_of = video.made_of(render) if render.is_file() else None
     name = Path(str((made_of or {}).get("path", f"path {number}"))).name.removesuffix(".txt")
-    first = "Output" if output.is_file() else "Render"
-    clip = new_clip(videos, cli.short(name, 40), shown, mask, first)
-    if first == "Output" and render.is_file() and is_stale(render, output):
+    clip = new_clip(videos, cli.short(name, 40), shown, mask, ["Output", "Render"])
+    if output.is_file() and render.is_file() and is_stale(render, output):
         clip["notes"].append(f"The output was made of another {render.name}: run demo.py again.")
-    if paths["Truth"].is_file():
-        measure(clip, videos, paths, "Truth", mask, ["Output", "Render"])
-    elif render.is_file():
-        measure(clip, videos, paths, "Render", mask, ["Output"])
+    with saying(clip["notes"]):
+        if shows(clip, "Truth"):
+            measure(clip, videos, paths, "Truth", mask, ["Output", "Render"])
+        elif shows(clip, "Render"):
+            measure(clip, videos, paths, "Render", mask, ["Output"])
     return clip
 
 
@@ -116,11 +133,14 @@ def is_stale(render, output):
 
 
 def measure(clip, videos, paths, target, mask, names):
-    """Add to a clip its holes, and how near those layers of `names` that are there are to a target.
+    """Add to a clip its holes, and how near those layers of `names` that it shows are to a target.
 
-    What is near to a render is so on known pixels alone.
+    What is near to a render is so on known pixels alone. Nothing is told without a mask that is
+    there but cannot be read.
     """
-    compared = {name: paths[name] for name in names if paths[name].is_file()}
+    if mask.is_file() and "mask" not in clip:
+        return
+    compared = {name: paths[name] for name in names if shows(clip, name)}
     mask = mask if mask.is_file() else None
     together = [paths[target], *compared.values()]
     if not videos.same_size([*together, mask] if mask else together):
@@ -150,8 +170,10 @@ def pair_clip(videos, name, methods):
     truth = videos.root / "gt_rgb.mp4"
     paths = {"Render": videos.root / f"{name}.mp4"} | methods | {"Truth": truth}
     mask = videos.root / f"{name.replace('render', 'mask')}.mp4"
-    clip = new_clip(videos, name.replace("val_render", "pair "), paths, mask, list(methods)[-1])
-    measure(clip, videos, paths, "Truth", mask, [*methods, "Render"])
+    clip = new_clip(videos, name.replace("val_render", "pair "), paths, mask, list(methods)[::-1])
+    with saying(clip["notes"]):
+        if shows(clip, "Truth"):
+            measure(clip, videos, paths, "Truth", mask, [*methods, "Render"])
     return clip
 
 
@@ -159,7 +181,7 @@ def training_clip(videos, path):
     """A validation of the trainer: render, output and truth beside each other in one video."""
     step, _, render = path.stem.partition("_")
     layers = {"Render": path, "Output": path, "Truth": path}
-    clip = new_clip(videos, cli.short(step.replace("-", " "), 40), layers, None, "Output")
+    clip = new_clip(videos, cli.short(step.replace("-", " "), 40), layers, None, ["Output"])
     clip["about"] = cli.short(render, 40)
     clip["aspect"] /= len(layers)
     clip["poster"] = report_videos.poster(path, clip["frames"] // 2, part=1)
@@ -176,61 +198,76 @@ def by_number(path):
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def gather_clips(videos, outputs, run, score, depth):
-    """{group: {key: clip}} of camera paths, by number, held-out pairs and validations."""
-    root = videos.root
+def gather_clips(videos, run, score, depth, notes):
+    """{group: {key: clip}} of camera paths, by number, held-out pairs and validations.
+
+    Words on those that cannot be shown go to `notes`. Raises InputError if none can be.
+    """
+    root, outputs = videos.root, videos.outputs
     groups = {"Camera paths": {}, "Held-out pairs": {}, "Training": {}}
     numbers = find_numbers(root, outputs)
     pairs = sorted(score["videos"], key=by_number)
     validations = sorted((run / "validation").glob("*.mp4"), key=by_number) if run else []
     with tqdm(total=len(numbers) + len(pairs) + len(validations), unit="clip") as bar:
         for number in numbers:
-            clip = path_clip(videos, number, outputs, depth)
-            entry = score["outputs"].get(f"eval_render{number}", {})
-            clip["numbers"] = report_records.output_numbers(entry)
-            clip["notes"] += report_records.strings(entry.get("doubts"))
-            groups["Camera paths"][number] = clip
+            with saying(notes):
+                clip = path_clip(videos, number, outputs, depth)
+                entry = score["outputs"].get(f"eval_render{number}", {})
+                clip["numbers"] = report_records.output_numbers(entry)
+                clip["notes"] += report_records.strings(entry.get("doubts"))
+                groups["Camera paths"][number] = clip
             bar.update()
         for name in pairs:
-            groups["Held-out pairs"][name] = pair_clip(videos, name, score["videos"][name])
+            with saying(notes):
+                groups["Held-out pairs"][name] = pair_clip(videos, name, score["videos"][name])
             bar.update()
         for path in validations:
-            groups["Training"][path] = training_clip(videos, path)
+            with saying(notes):
+                groups["Training"][path] = training_clip(videos, path)
             bar.update()
+    if not any(groups.values()):
+        raise InputError(f"{root}: no video can be shown. {notes[-1]}")
     return groups
 
 
 def make_page(root, outputs, run):
     """The page's HTML; videos that it needs besides are written to report/."""
-    videos = report_videos.Videos(root)
+    videos = report_videos.Videos(root, outputs)
+    folders = [root, outputs, *([run] if run else [])]
+    notes = []
     info = videos.info(root / "gt_rgb.mp4")
-    score = report_records.read_score(root, outputs)
-    stages = report_records.read_stages([root, outputs, *([run] if run else [])])
-    seq = report_cameras.open_sequence(root)
+    videos.link(root / "gt_rgb.mp4")  # the one video that has to be readable
+    score = report_records.read_score(root, outputs, notes)
+    stages = report_records.read_stages(folders, notes)
+    seq, poses = report_cameras.open_sequence(root, info.frames, find_numbers(root, outputs), notes)
     depth = None
     if seq:
         depth = report_videos.write_depth(root / "report" / "depth.mp4", seq.depth_map, info)
-    groups = gather_clips(videos, outputs, run, score, depth)
+    groups = gather_clips(videos, run, score, depth, notes)
     paths = groups["Camera paths"]
-    viewer = {"cameras": report_cameras.add_cameras(root, seq, paths, info.frames),
-              "training": report_records.read_training(run), "groups": [], "clips": []}
+    viewer = {"cameras": report_cameras.add_cameras(root, seq, poses, paths, info.frames),
+              "training": report_records.read_training(run, notes), "groups": [], "clips": []}
     clips = []
     for name, group in groups.items():
         if group:
             viewer["groups"].append([name, len(group)])
         clips += group.values()
     for clip in clips:
+        clip["notes"] = report_records.without_folders(clip["notes"], folders)
         viewer["clips"].append({key: clip[key] for key in FOR_SCRIPT if key in clip})
-    first = next(iter(paths))
+    first = next(iter(paths), 0)
     settings = report_records.read_settings(root / f"eval_render{first}.mp4",
-                                            outputs / f"eval_render{first}_out.mp4", run)
+                                            outputs / f"eval_render{first}_out.mp4", run, notes)
+    warnings = []
+    with saying(notes):
+        warnings = sequence.doubts(root)
+    warnings += report_records.without_folders(notes, folders)
     title = cli.short(root.name, 80)
     facts = [f"{info.frames} frames", f"{info.width} × {info.height}",
              f"{float(info.fps):.4g} fps", time.strftime("%d %B %Y, %H:%M")]
     places = {
         "TITLE": report_page.join([title]),
-        "TOP": report_page.top(title, facts, score["verdict"], sequence.doubts(root),
-                               paths.values(), stages),
+        "TOP": report_page.top(title, facts, score["verdict"], warnings, paths.values(), stages),
         "CARDS": report_page.join(map(report_page.card, clips)),
         "SIDES": report_page.join(report_page.side(clip, depth) for clip in clips),
         "SCORES": report_page.scores(score["held_out"], score["about"]),
@@ -252,6 +289,17 @@ def pictures(root):
     return found
 
 
+def write_page(file, page):
+    """Write the page, then delete those copies beside it that only the page before it names."""
+    before = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    with files.whole(file) as part:
+        part.write_text(page, encoding="utf-8")
+    for path in file.parent.glob("*.mp4"):
+        link = f'"{quote(os.fsencode(path.name))}"'
+        if link in before and link not in page:
+            path.unlink()
+
+
 def main():
     args = parse_args()
     if not (args.data_path / "gt_rgb.mp4").is_file():
@@ -261,11 +309,10 @@ def main():
         raise InputError(f"--run {args.run}: no such folder; expected that of a finetuning run")
     root = Path(os.path.abspath(args.data_path))
     outputs = Path(os.path.abspath(find_outputs(args)))
+    run = Path(os.path.abspath(args.run)) if args.run else None
     find_numbers(root, outputs)
     with cli.lock(root / "report" / ".make_report.lock"):
-        page = make_page(root, outputs, args.run)
-        with files.whole(root / "report" / "index.html") as part:
-            part.write_text(page, encoding="utf-8")
+        write_page(root / "report" / "index.html", make_page(root, outputs, run))
     print(f"wrote {args.data_path / 'report' / 'index.html'}: open it in a browser")
 
 

@@ -101,6 +101,14 @@ def has_audio(path):
         return len(container.streams.audio) > 0
 
 
+def is_playable(path):
+    """Whether every browser plays a video: H.264 of 8 bits and 4:2:0, in mp4."""
+    with _opened(path) as (container, stream):
+        codec = stream.codec_context
+        pixels = codec.pix_fmt in ("yuv420p", "yuvj420p")
+        return pixels and codec.name == "h264" and "mp4" in container.format.name
+
+
 def read_tags(path):
     """{name: value} of what the file says of itself, such as a phone's model."""
     with _opened(path) as (container, stream):

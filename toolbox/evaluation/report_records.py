@@ -2,12 +2,13 @@
 times and peak memory, settings, versions.
 
 Such files may come from anywhere: what is of another kind than it should be is left out, and no
-folder of this machine is named. Raises InputError for JSON that is none.
+folder of this machine is named. A list `notes` gets the words on files that cannot be read.
 """
 
 if __name__ == "__main__":
     raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
 
+import contextlib
 import csv
 import importlib.metadata
 import math
@@ -18,6 +19,7 @@ import subprocess
 from pathlib import Path
 
 from utils import cli, files, video
+from utils.cli import InputError
 
 REGIONS = ("holes", "known", "all")
 MEASURES = ("psnr", "ssim", "lpips", "energy", "flicker")  # of held-out pairs
@@ -34,6 +36,25 @@ CURVES = (  # of a run: name, file, column
     ("loss", "train_log.csv", "loss"),
     ("psnr", "validation/psnr.csv", "psnr"),
 )
+
+
+@contextlib.contextmanager
+def saying(notes):
+    """Leave the rest of a block out where an InputError ends it; its words go to `notes`."""
+    try:
+        yield
+    except InputError as error:
+        notes.append(f"Left out: {cli.said(error)}")
+
+
+def without_folders(notes, folders):
+    """Each note once, without the names of those folders."""
+    found = {}
+    for note in notes:
+        for folder in folders:
+            note = note.replace(f"{folder}{os.sep}", "")
+        found[cli.short(note, 400)] = True
+    return list(found)
 
 
 def number(value):
@@ -61,14 +82,17 @@ def member(record, name):
     return value if isinstance(value, dict) else {}
 
 
-def read_score(root, outputs):
+def read_score(root, outputs, notes):
     """The scores of toolbox/score.py in <outputs>/score/, all of them empty if there are none.
 
     {"verdict": sentences, "held_out": methods, "about": how that was measured, "outputs": {name of
     a render: scores}, "videos": {name of a held-out pair: {method: path}}}.
     """
     path = outputs / "score" / "score.json"
-    record = files.read_json(path) if path.is_file() else {}
+    record = {}
+    if path.is_file():
+        with saying(notes):
+            record = files.read_json(path)
     score = {"verdict": strings(record.get("verdict")), "held_out": [], "outputs": {}, "videos": {}}
     for entry in dicts(record.get("outputs")):
         score["outputs"][str(entry.get("name"))] = entry
@@ -80,14 +104,34 @@ def read_score(root, outputs):
         for region, values in regions.items():
             method[region] = {measure: number(values.get(measure)) for measure in MEASURES}
         score["held_out"].append(method)
-        for pair, name in member(entry, "videos").items():
-            video_path = Path(os.path.abspath(root / str(name)))
-            known = re.fullmatch(r"val_render\d{1,6}", pair) and (root / f"{pair}.mp4").is_file()
-            inside = video_path.is_relative_to(root) and video_path.is_file()
-            if known and inside and method["method"].lower() not in OWN:
-                score["videos"].setdefault(pair, {})[method["method"]] = video_path
+        if method["method"].lower() not in OWN:
+            add_pairs(score["videos"], method["method"], member(entry, "videos"), root, outputs)
+    missing = 0
+    for methods in score["videos"].values():
+        for name in [name for name, path in methods.items() if path is None]:
+            del methods[name]
+            missing += 1
+    score["videos"] = {pair: methods for pair, methods in score["videos"].items() if methods}
+    if missing:
+        notes.append("Left out: videos of held-out pairs that score.json names, or their renders, "
+                     f"{missing} in all. They are gone, or lie outside of this folder and of its "
+                     "outputs.")
     score["about"] = about_score(record)
     return score
+
+
+def add_pairs(videos, method, named, root, outputs):
+    """Add a method's videos {pair: path from root} to {pair: {method: path}}.
+
+    The path is None where the video or its render is not there, or lies elsewhere: a score.json
+    that somebody made shall not bring any file of this machine into the page.
+    """
+    for pair, name in named.items():
+        if re.fullmatch(r"val_render\d{1,6}", pair):
+            path = Path(os.path.abspath(root / str(name)))
+            inside = path.is_relative_to(root) or path.is_relative_to(outputs)
+            there = inside and path.is_file() and (root / f"{pair}.mp4").is_file()
+            videos.setdefault(pair, {})[method] = path if there else None
 
 
 def about_score(record):
@@ -111,30 +155,40 @@ def output_numbers(entry):
     return rows
 
 
-def read_training(run):
+def read_training(run, notes):
     """The curves of a finetuning run: {name: [[step, value], ...]} of CURVES."""
     found = {}
     for name, file, column in CURVES:
         found[name] = []
         if run and (run / file).is_file():
-            for row in csv.DictReader(files.read_text(run / file).splitlines()):
-                try:
-                    point = [float(row["step"]), float(row[column])]
-                except (KeyError, TypeError, ValueError):  # most steps lack the fixed batch
-                    continue
-                if all(map(math.isfinite, point)):
-                    found[name].append(point)
+            with saying(notes):
+                found[name] = curve(files.read_text(run / file), column)
     return found
 
 
-def read_stages(folders):
+def curve(text, column):
+    """[[step, value], ...] of a column of a CSV."""
+    points = []
+    for row in csv.DictReader(text.splitlines()):
+        try:
+            point = [float(row["step"]), float(row[column])]
+        except (KeyError, TypeError, ValueError):  # most steps lack the fixed batch
+            continue
+        if all(map(math.isfinite, point)):
+            points.append(point)
+    return points
+
+
+def read_stages(folders, notes):
     """Times and peak memory that run_all.sh wrote down: a dict a stage, in order of time."""
     records = set()
     for folder in folders:
         records |= set(folder.glob("run_all_*.json"))
     stages = []
     for path in sorted(records, key=lambda path: (path.stat().st_mtime, path.name)):
-        record = files.read_json(path)
+        record = {}
+        with saying(notes):
+            record = files.read_json(path)
         seconds = number(record.get("seconds"))
         if seconds is not None:
             name = cli.short(path.stem.removeprefix("run_all_").replace("_", " "), 40)
@@ -155,7 +209,7 @@ def plain(values):
     return rows
 
 
-def read_settings(render, output, run):
+def read_settings(render, output, run, notes):
     """[title, rows] of a render, an output (None if there is none) and finetuning."""
     groups = []
     for title, path in (("Renders", render), ("Outputs", output)):
@@ -163,7 +217,8 @@ def read_settings(render, output, run):
         if made_of:
             groups.append([title, plain(made_of | member(made_of, "settings"))])
     if run and (run / "settings.json").is_file():
-        groups.append(["Finetuning", plain(files.read_json(run / "settings.json"))])
+        with saying(notes):
+            groups.append(["Finetuning", plain(files.read_json(run / "settings.json"))])
     return groups
 
 

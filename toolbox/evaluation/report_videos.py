@@ -17,7 +17,6 @@ from fractions import Fraction
 from pathlib import Path
 from urllib.parse import quote
 
-import av
 import cv2
 import numpy as np
 
@@ -34,10 +33,12 @@ class Videos:
     """The videos that a page shows, each opened and made ready once.
 
     A copy in report/ stands for one that lies outside of the folder, or that browsers do not play.
+    outputs: the folder of outputs, absolute.
     """
 
-    def __init__(self, root):
+    def __init__(self, root, outputs):
         self.root = root
+        self.outputs = outputs
         self.infos = {}
         self.links = {}
 
@@ -62,25 +63,22 @@ class Videos:
     def make_ready(self, path):
         """The video itself, or a copy that is written if need be."""
         inside = path.is_relative_to(self.root)
-        plays = is_playable(path)
+        plays = video.is_playable(path)
         if inside and plays:
             return path
-        name = path.relative_to(self.root) if inside else Path(path.parent.name, path.name)
-        copy = self.root / "report" / "_".join(name.parts)
+        if inside:
+            base = self.root
+        elif path.is_relative_to(self.outputs):
+            base = self.outputs.parent
+        else:
+            base = path.parent.parent
+        copy = self.root / "report" / "_".join(path.relative_to(base).parts)
         if plays:
             with files.whole(copy) as part:
                 shutil.copyfile(path, part)
         else:
             write_playable(path, copy)
         return copy
-
-
-def is_playable(path):
-    """Whether every browser plays a video: H.264 of 8 bits and 4:2:0, in mp4."""
-    with open(path, "rb") as file, av.open(file, metadata_errors="replace") as container:
-        codec = container.streams.best("video").codec_context
-        pixels = codec.pix_fmt in ("yuv420p", "yuvj420p")
-        return pixels and codec.name == "h264" and "mp4" in container.format.name
 
 
 def write_playable(path, target):
@@ -168,7 +166,11 @@ def squared_errors(frame, right, where):
 
 
 def decibels(error, pixels):
-    """PSNR of summed squared errors of so many RGB pixels, at most MOST; None of no pixels."""
+    """PSNR of summed squared errors of so many RGB pixels, at most MOST; None of no pixels.
+
+    utils.metrics.psnr would need all pixels of a region again, for every frame and for the clip;
+    from sums both follow, in one pass that holds a frame a video.
+    """
     if not pixels:
         return None
     return round(min(MOST, 10 * math.log10(3 * 255**2 * pixels / max(error, 1e-3))), 3)

@@ -42,7 +42,7 @@ from utils import cli, files, pipeline, sequence, trajectory, video
 from utils.cli import InputError
 
 PASSED_ON = ("fit", "memory", "device")  # to demo.py
-JOBS = 4  # camera paths that are recovered at a time, a core each
+JOBS = 8  # pairs that are measured, and camera paths that are recovered, at a time; a core each
 
 
 def parse_args():
@@ -176,20 +176,29 @@ def inpaint(args, weights, name, seed):
 
 def measure_pairs(args, renders, folders, lpips):
     """The gains.Results of all methods. folders: {name of the weights: {seed: its outputs}}."""
+    pairs = list(itertools.product(renders, (False, True)))
+    total = sum(video.probe(render).frames for render, _ in pairs)
+    with (
+        tqdm(total=total, unit="frame", desc="measuring pairs") as progress,
+        ThreadPoolExecutor(min(JOBS, os.cpu_count())) as pool,
+    ):
+        def measure(pair):
+            return measure_pair(args, *pair, folders, lpips, progress)
+
+        return list(itertools.chain.from_iterable(pool.map(measure, pairs)))
+
+
+def measure_pair(args, render, mirrored, folders, lpips, progress):
+    """The gains.Results of all methods on a pair, or its mirror image."""
+    name = staged_name(render.stem, mirrored)
+    videos = {("Telea", None): None}
+    for weights, by_seed in folders.items():
+        for seed, folder in by_seed.items():
+            videos[weights, seed] = folder / f"{name}_out.mp4"
+    staged = args.output_dir / "pairs" / f"{name}.mp4"
     results = []
-    total = 2 * sum(video.probe(render).frames for render in renders)
-    with tqdm(total=total, unit="frame", desc="measuring pairs") as progress:
-        for render in renders:
-            for mirrored in (False, True):
-                name = staged_name(render.stem, mirrored)
-                videos = {("Telea", None): None}
-                for weights, by_seed in folders.items():
-                    for seed, folder in by_seed.items():
-                        videos[weights, seed] = folder / f"{name}_out.mp4"
-                staged = args.output_dir / "pairs" / f"{name}.mp4"
-                found = compare(args, staged, mirrored, videos, lpips, progress)
-                for (method, seed), scores in found.items():
-                    results.append(gains.Result(render.stem, mirrored, method, seed, scores))
+    for (method, seed), scores in compare(args, staged, mirrored, videos, lpips, progress).items():
+        results.append(gains.Result(render.stem, mirrored, method, seed, scores))
     return results
 
 

@@ -10,6 +10,7 @@ standard error of that.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import sys
@@ -96,12 +97,16 @@ class Case(NamedTuple):
     truth: np.ndarray  # uint8 [F, H, W, 3], the exact view
 
 
+def film(world, seed, shape, device):
+    """The clip of a scene's seed: of rooms, like those that were trained on, or of yards."""
+    if world == "rooms":
+        return clips.random_clip(seed, shape, device)
+    return clips.make_clip(yards.make_yard(seed), shape, shape[2], device)
+
+
 def open_case(world, seed, shape, device):
     """The Case of a scene's seed and one of the shipped paths."""
-    if world == "rooms":
-        clip = clips.random_clip(seed, shape, device)
-    else:
-        clip = clips.make_clip(yards.make_yard(seed), shape, shape[2], device)
+    clip = film(world, seed, shape, device)
     keyframes = trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
     cameras = clips.path_cameras(clip, keyframes)
     render, mask = clips.reproject(clip, cameras, "eval")
@@ -332,8 +337,8 @@ def read_rows(path, weights):
     return rows
 
 
-def main():
-    args = parse_args()
+def load(args):
+    """(pipeline, embedding of "", what tells these weights from others) of the arguments."""
     device = cli.pick_device(args.device)
     dtype = pipeline.pick_dtype("auto", device)
     weights = pipeline.find_weights(args.cognvs_ckpt_path)
@@ -341,18 +346,30 @@ def main():
     devices.place(pipe, device, "gpu")
     length = pipe.transformer.config.max_text_seq_length
     embedding = pipeline.empty_prompt(args.model_path, length, dtype)[0].to(device)
+    base = pipeline.fingerprint(args.model_path / "vae")
+    return pipe, embedding, pipeline.fingerprint(weights) + base
 
-    path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
+
+@contextlib.contextmanager
+def results_file(path, weights):
+    """(the results that a file has of some weights, what adds one to both); open while entered."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = pipeline.fingerprint(weights) + pipeline.fingerprint(args.model_path / "vae")
     rows = read_rows(path, weights)
-    numbers = range(FIRST_SEED[args.set], FIRST_SEED[args.set] + args.scenes)
     with open(path, "a", buffering=1) as file:
 
         def add(row):
             rows.append(row | {"weights": weights})
             file.write(json.dumps(rows[-1]) + "\n")
 
+        yield rows, add
+
+
+def main():
+    args = parse_args()
+    pipe, embedding, weights = load(args)
+    path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
+    numbers = range(FIRST_SEED[args.set], FIRST_SEED[args.set] + args.scenes)
+    with results_file(path, weights) as (rows, add):
         for number in tqdm(numbers[args.share[0] :: args.share[1]], unit="scene", desc=args.world):
             run_case(args, pipe, embedding, number, rows, add)
 

@@ -11,7 +11,6 @@ stand rank correlations (Spearman's) of each estimate with the exact gains.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,10 +21,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toolbox.evaluation.gains import estimated_gain
 from toolbox.small_model import evaluate_method
-from toolbox.synthetic import clips, yards
-from utils import cli, devices, metrics, pipeline, trajectory
+from toolbox.small_model.evaluate_method import FIRST_SEED
+from toolbox.synthetic import clips
+from utils import cli, metrics, trajectory
 
-FIRST_SEED = {"choose": 100, "report": 500}  # scenes that the estimate was chosen on, and others
 RATES = (1e-5, 5e-5, 2e-4, 1e-3)  # the last does harm
 STEPS = (25, 100)
 SEEDS = (42, 43)  # of noise
@@ -72,10 +71,7 @@ def open_pairs(world, seed, shape, device):
 
     kinds: exact, plain (held-out pairs as they are), mirrored.
     """
-    if world == "rooms":
-        clip = clips.random_clip(seed, shape, device)
-    else:
-        clip = clips.make_clip(yards.make_yard(seed), shape, shape[2], device)
+    clip = evaluate_method.film(world, seed, shape, device)
     pairs = {"exact": [], "plain": [], "mirrored": []}
     for path in sorted((evaluate_method.ROOT / "trajs").glob("*.txt")):
         cameras = clips.path_cameras(clip, trajectory.read_keyframes(path))
@@ -159,39 +155,16 @@ def row_of(table):
     return " | ".join(f"{value:+.2f}" for value in table.mean(0))
 
 
-def read_rows(path, weights):
-    """The results in a file that are of these weights."""
-    if not path.exists():
-        return []
-    rows = map(json.loads, path.read_text().splitlines())
-    return [row for row in rows if row["weights"] == weights]
-
-
 def main():
     args = parse_args()
-    device = cli.pick_device(args.device)
-    dtype = pipeline.pick_dtype("auto", device)
-    weights = pipeline.find_weights(args.cognvs_ckpt_path)
-    pipe = pipeline.load_pipeline(args.model_path, weights, dtype)
-    devices.place(pipe, device, "gpu")
-    length = pipe.transformer.config.max_text_seq_length
-    embedding = pipeline.empty_prompt(args.model_path, length, dtype)[0].to(device)
-
+    pipe, embedding, weights = evaluate_method.load(args)
     path = args.output_dir / f"score_{args.set}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made_of = pipeline.fingerprint(weights) + pipeline.fingerprint(args.model_path / "vae")
-    rows = read_rows(path, made_of)
-    done = {(row["world"], row["scene"], row["finetuning"], row["steps"]) for row in rows}
     first = FIRST_SEED[args.set]
     scenes = []
     for world in ("rooms", "yards"):
         scenes += [(world, seed) for seed in range(first, first + args.scenes)]
-    with open(path, "a", buffering=1) as file:
-
-        def add(row):
-            rows.append(row | {"weights": made_of})
-            file.write(json.dumps(rows[-1]) + "\n")
-
+    with evaluate_method.results_file(path, weights) as (rows, add):
+        done = {(row["world"], row["scene"], row["finetuning"], row["steps"]) for row in rows}
         for world, seed in tqdm(scenes[args.share[0] :: args.share[1]], unit="scene"):
             run_scene(args, pipe, embedding, world, seed, done, add)
     if args.share[1] > 1:

@@ -14,7 +14,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
 
 import argparse
-import glob
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from utils import cli, fusion, sequence, trajectory, video, warp
+from utils import camera_paths, cli, fusion, sequence, trajectory, video, warp
 from utils.cli import InputError
 
 MANY_HOLES = 0.6  # share of a frame beyond which inpainting has little to hold on to
@@ -33,54 +32,80 @@ REFERENCE_FRAMES = 16  # that --fuse_static looks into, spread over the video
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    add_path_arguments(parser)
+    add = parser.add_argument
+    add("--mode", choices=("train", "eval"), required=True)
+    add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
+    add("--num_train_render", type=int, default=8, help="random training paths")
+    add("--seed", type=int, default=42, help="of the random training paths")
+    add("--fuse_static", action="store_true",
+        help="mode eval: fill holes from other frames where they saw static surface")
+    add("--overwrite", action="store_true", help="make renders anew that are there")
+    add("--preview", action="store_true",
+        help="write only preview.png, renders and paths at a glance, and in mode "
+        "eval design.html, where paths are drawn: open it in a browser")
+    add("--crf", type=int, default=10, help="H.264 quality, 0 to 51; 0 is 4:4:4, within 2 of 255")
+    return parser.parse_args()
+
+
+def add_path_arguments(parser):
+    """What toolbox/design_path.py takes too: the sequence, and paths through it."""
     add = parser.add_argument
     presets = ", ".join(trajectory.PRESETS)
     add("--data_path", type=Path, required=True,
         help="sequence folder with gt_rgb.mp4 and cam_info/")
-    add("--mode", choices=("train", "eval"), required=True)
-    add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     add("--depth_file", default=sequence.DEPTH, help="z-depth, (N, h, w), in the sequence folder")
     add("--intrinsics_file", help="K at the depth map's resolution, such as "
         f"{sequence.INTRINSICS}; focal length 500 without it")
     add("--extrinsics_file", help=f"camera to world, such as {sequence.C2WS}; --anchor first and "
         "--fuse_static need it, paths that follow the source camera do not")
-    add("--num_train_render", type=int, default=8, help="random training paths")
+    add("--pivot", metavar="X,Y or DEPTH", help="what paths turn about: the point seen at a pixel "
+        "of the first frame, such as 310,170, or a depth on the optical axis; the depth at the "
+        "picture's centre by default")
     add("--radius_scale", type=float, default=1.0,
-        help="scales the orbits' radius, the first frame's centre depth")
+        help="scales the pivot's depth, along its ray")
     add("--trajs", help="evaluation paths, trajs/ by default, separated by commas: a folder of "
         ".txt, a file, a quoted glob or a preset with its amount, such as orbit_left:20 "
-        f"({presets}); in mode train, of the held-out pairs")
+        f"({presets}); + joins presets, as in dolly_in:0.15+orbit_right:8, and "
+        f"{camera_paths.EASE} behind any of these starts and ends gently; in mode train, of the "
+        "held-out pairs")
     add("--cameras", help="instead of --trajs: an npy, npz or json of target c2w relative to the "
         "source camera, (4, 4) or (N, 4, 4), or a quoted glob of such files")
     add("--anchor", choices=("source", "first"), default="source", help="what a path moves "
         "relative to: each frame's own camera, or the first frame's held still in the world")
-    add("--seed", type=int, default=42, help="of the random training paths")
     add("--edge_threshold", type=float, help="cut pixels where the depth around jumps by more "
         "than this share, such as 0.1; nothing is cut by default")
-    add("--fuse_static", action="store_true",
-        help="mode eval: fill holes from other frames where they saw static surface")
-    add("--overwrite", action="store_true", help="make renders anew that are there")
-    add("--preview", action="store_true",
-        help="write only preview.png: renders and paths at a glance")
-    add("--crf", type=int, default=10, help="H.264 quality, 0 to 51; 0 is 4:4:4, within 2 of 255")
-    return parser.parse_args()
 
 
 def check_args(args):
+    check_path_args(args)
     if not 0 <= args.crf <= 51:
         raise InputError(f"--crf {args.crf}: expected 0 (best) to 51")
     if args.num_train_render < 1:
         raise InputError(f"--num_train_render {args.num_train_render}: expected at least 1")
+    if args.cameras is not None and args.pivot is not None and args.mode == "eval":
+        raise InputError("--pivot: camera files turn about no point; give it with --trajs, or "
+                         "without --cameras")
+    if args.fuse_static and args.mode == "train":
+        raise InputError("--fuse_static: only with --mode eval; training pairs keep their holes")
+    if args.fuse_static:
+        need_source_cameras("--fuse_static", args)
+
+
+def check_path_args(args):
+    """InputError for what is wrong among add_path_arguments()."""
     if not (np.isfinite(args.radius_scale) and args.radius_scale > 0):
         raise InputError(f"--radius_scale {args.radius_scale}: expected a number above 0")
     if args.cameras is not None and args.trajs is not None:
         raise InputError("--cameras and --trajs: give one of them")
     if args.edge_threshold is not None and not args.edge_threshold > 0:
         raise InputError(f"--edge_threshold {args.edge_threshold}: expected above 0, such as 0.1")
-    if args.fuse_static and args.mode == "train":
-        raise InputError("--fuse_static: only with --mode eval; training pairs keep their holes")
-    flag = "--fuse_static" if args.fuse_static else "--anchor first"
-    if (args.fuse_static or args.anchor == "first") and not args.extrinsics_file:
+    if args.anchor == "first":
+        need_source_cameras("--anchor first", args)
+
+
+def need_source_cameras(flag, args):
+    if not args.extrinsics_file:
         raise InputError(f"{flag}: needs the source cameras; give "
                          f"--extrinsics_file {sequence.C2WS}")
 
@@ -98,14 +123,19 @@ class Target:
     cameras: trajectory.Cameras
 
 
-def find_targets(args, seq, radius):
-    """All Targets of a run, in order. radius: R in depth units, None where no path needs it."""
-    paths = evaluation_paths(args, seq, radius)
+def find_targets(args, seq, given, pivot):
+    """All Targets of a run, in order.
+
+    given: what camera_paths.find_paths gives. pivot: float64 [3], None where no path needs it.
+    """
+    paths = []
+    for name, path in given:
+        paths.append((name, camera_paths.cameras_of(path, seq.intrinsics, pivot)))
     if args.mode == "eval":
         return numbered(args, seq, "eval", paths)
     pairs = []
     for i, keys in enumerate(trajectory.random_keyframes(args.seed, args.num_train_render), 1):
-        cameras = trajectory.keyframe_cameras(keys, seq.intrinsics, radius)
+        cameras = trajectory.keyframe_cameras(keys, seq.intrinsics, pivot)
         pairs.append((f"random path {i} of seed {args.seed}", cameras))
     held_out = []
     for name, cameras in paths:  # a pair shows one moment, so time passes on every path
@@ -123,45 +153,11 @@ def numbered(args, seq, kind, paths):
     return targets
 
 
-def evaluation_paths(args, seq, radius):
-    """(name, trajectory.Cameras) of every path that --cameras or --trajs stands for."""
-    paths = []
-    if args.cameras is None:
-        for name, keys in named_keyframes(args):
-            paths.append((name, trajectory.keyframe_cameras(keys, seq.intrinsics, radius)))
-        return paths
-    size = seq.info.width, seq.info.height
-    for file in find_files("--cameras", args.cameras, "an npy, npz or json"):
-        cameras = trajectory.read_cameras(file, seq.intrinsics)
-        sequence.check_intrinsics(f"{file}: intrinsics", cameras.intrinsics, size)
-        paths.append((file.name, cameras))
-    return paths
-
-
-def named_keyframes(args):
-    """(name, keyframes) of every path that --trajs, or its default, stands for."""
-    trajs = str(Path(__file__).parent / "trajs") if args.trajs is None else args.trajs
-    found = []
-    for item in [trajs] if os.path.exists(trajs) else trajs.split(","):
-        if preset := trajectory.preset_keyframes(item):
-            found.append((item, preset))
-            continue
-        presets = ", ".join(trajectory.PRESETS)
-        for file in find_files("--trajs", item, "a folder of .txt, a file, a quoted glob or a "
-                               f"preset with its amount ({presets})"):
-            found.append((f"{file.parent.name}/{file.name}", trajectory.read_keyframes(file)))
-    return found
-
-
-def find_files(flag, item, expected):
-    """A file, the .txt of a folder, or the files of a pattern, in order of name."""
-    if Path(item).is_file():
-        return [Path(item)]
-    pattern = f"{glob.escape(item)}/*.txt" if item and Path(item).is_dir() else item
-    files = sorted(filter(Path.is_file, map(Path, glob.glob(pattern))))
-    if not files:
-        raise InputError(f"{flag} {item!r}: no such file or camera path; expected {expected}")
-    return files
+def find_pivot(args, seq):
+    """The point that paths turn about, float64 [3]; None if all are --cameras, which need none."""
+    if args.mode == "eval" and args.cameras is not None:
+        return None
+    return camera_paths.find_pivot(args.pivot, seq) * args.radius_scale
 
 
 def say_what_is_unused(args, seq):
@@ -307,7 +303,7 @@ def write_set(args, warper, target, tags, progress):
         render_writer.finish()
         mask_writer.finish()
         render.unlink(missing_ok=True)
-        trajectory.write_cameras(cameras_file, cameras)
+        camera_paths.write_cameras(cameras_file, cameras)
     return np.array(holes)
 
 
@@ -385,7 +381,7 @@ def warn_of_stale(seq, targets):
                   "delete them if not wanted")
 
 
-def write_preview(warper, targets, radius):
+def write_preview(warper, targets, pivot):
     """preview.png: first, middle and last frame of each path, and plots of the paths."""
     from utils import preview
 
@@ -398,10 +394,19 @@ def write_preview(warper, targets, radius):
         pixels = video.read_frames(seq.rgb_path, sources)
         views.append(warper.warp(target.cameras, moments, pixels, depth))
     paths = [(target.name, target.cameras) for target in targets]
-    preview.write(seq.path / "preview.png", paths, views, moments, radius)
+    preview.write(seq.path / "preview.png", paths, views, moments, pivot)
     print(f"wrote {seq.path / 'preview.png'}")
     for target, (_, known) in zip(targets, views, strict=True):
         warn_of_holes(target, moments, 1 - known.mean((1, 2)))
+
+
+def write_design(args, seq, paths, pivot):
+    """design.html, on which paths are drawn; arguments are utils/designer/page.py's."""
+    from utils.designer import page
+
+    with tqdm(total=seq.info.frames, unit="frame", desc="design") as progress:
+        file = page.write(args, seq, paths, pivot, progress)
+    print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB): open it in a browser")
 
 
 def main():
@@ -410,17 +415,20 @@ def main():
     device = cli.pick_device(args.device)
     files = args.depth_file, args.intrinsics_file, args.extrinsics_file
     seq = sequence.open_sequence(args.data_path, *files)
-    turns = args.mode == "train" or args.cameras is None
-    radius = seq.pivot_depth * args.radius_scale if turns else None
-    targets = find_targets(args, seq, radius)
+    pivot = find_pivot(args, seq)
+    paths = camera_paths.find_paths(args.trajs, args.cameras, seq.intrinsics, seq.size)
+    targets = find_targets(args, seq, paths, pivot)
     say_what_is_unused(args, seq)
-    orbit = f"orbit radius {radius:.4g}, " if radius else ""
-    size = f"{seq.info.width} x {seq.info.height}"
-    print(f"{seq.path}: {seq.info.frames} frames of {size}, {orbit}computing on {device}")
+    said = [f"{seq.info.frames} frames of {seq.info.width} x {seq.info.height}"]
+    if pivot is not None:
+        said.append(camera_paths.pivot_in_words(pivot, seq.intrinsics[0]))
+    print(f"{seq.path}: {', '.join(said)}, computing on {device}")
     views = static_views(seq, device) if args.fuse_static else None
     warper = Warper(seq, args.mode, device, args.edge_threshold, views)
     if args.preview:
-        write_preview(warper, targets, radius)
+        write_preview(warper, targets, pivot)
+        if args.mode == "eval":
+            write_design(args, seq, paths, pivot)
         return
     with cli.lock(seq.path / f".data_gen_{args.mode}.lock"):
         for kind in {target.kind for target in targets}:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from utils import cli, trajectory, video
+from utils import camera_paths, cli, video
 from utils.cli import InputError
 
 VIDEOS_KEPT = 4 * 2**30  # bytes of decoded videos that a process keeps in the host's memory
@@ -101,7 +101,7 @@ def check_cameras(path, render, frames):
     """InputError if a render's cameras, where there are any, do not show all frames in order."""
     if not path.is_file():  # the published data_gen.py writes none
         return
-    shown = trajectory.read_cameras(path, np.tile(np.eye(3), (frames, 1, 1))).frames
+    shown = camera_paths.read_cameras(path, np.tile(np.eye(3), (frames, 1, 1))).frames
     if frames > 1 and shown[0] == shown[-1]:
         raise InputError(f"{render}: its path freezes time (frames in {path.name}), so it does not "
                          "show the moments of gt_rgb.mp4; delete it, or run data_gen.py --mode "

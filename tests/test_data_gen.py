@@ -16,7 +16,7 @@ from test_video import encode
 
 import data_gen
 from toolbox.synthetic import clips, scenes
-from utils import cli, metrics, sequence, trajectory, video, warp
+from utils import camera_paths, cli, metrics, sequence, trajectory, video, warp
 
 K = ("--intrinsics_file", sequence.INTRINSICS)
 C2W = ("--extrinsics_file", sequence.C2WS)
@@ -75,7 +75,7 @@ def test_cameras_are_the_paths(room):
     traj4 = ROOT / "trajs" / "traj4.txt"
     assert run(room, "--mode", "eval", "--trajs", traj4, "--radius_scale", 0.5, *K) == 0
     seq = sequence.open_sequence(room, intrinsics_file=sequence.INTRINSICS)
-    keys = trajectory.read_keyframes(traj4)
+    keys = camera_paths.read_keyframes(traj4)
     with np.load(room / "eval_cameras1.npz", allow_pickle=False) as cameras:
         motion = trajectory.relative_motion(keys, 17, seq.pivot_depth * 0.5)
         still = np.tile(np.eye(4), (17, 1, 1))
@@ -108,8 +108,8 @@ def test_held_out_pairs_are_the_double_warp_along_the_evaluation_paths(room, cap
     assert not {"train_render3.mp4", "val_render3.mp4"} & set(made)
     seq = sequence.open_sequence(room, intrinsics_file=sequence.INTRINSICS)
     source = video.to_signed(torch.from_numpy(video.read_video(seq.rgb_path)))
-    cameras = trajectory.read_cameras(room / "val_cameras2.npz", seq.intrinsics)
-    keys = trajectory.read_keyframes(ROOT / "trajs" / "traj2.txt")
+    cameras = camera_paths.read_cameras(room / "val_cameras2.npz", seq.intrinsics)
+    keys = camera_paths.read_keyframes(ROOT / "trajs" / "traj2.txt")
     expected = trajectory.keyframe_cameras(keys, seq.intrinsics, seq.pivot_depth)
     np.testing.assert_allclose(cameras.c2w, expected.c2w)
     motion = torch.from_numpy(np.linalg.inv(cameras.c2w))
@@ -157,6 +157,11 @@ def test_odd_sizes_and_rates_are_kept(room, capsys):
     ("--mode eval --trajs zoom_out:1.5", "expected a factor above 0"),
     ("--mode eval --cameras no.npz", "no such file"),
     ("--mode eval --cameras no.npz --trajs spiral", "give one of them"),
+    ("--mode eval --cameras no.npz --pivot 3", "camera files turn about no point"),
+    ("--mode eval --trajs orbit_left:5+", "got '' for a preset"),
+    ("--mode eval --trajs orbit_left@slow", "expected @ease once"),
+    ("--mode eval --pivot 96,5", "outside the picture; expected x from 0 to 95"),
+    ("--mode eval --pivot=-1", "or one number above 0"),
     ("--mode eval --anchor first", "needs the source cameras"),
     ("--mode eval --fuse_static", "needs the source cameras"),
     ("--mode train --fuse_static", "only with --mode eval"),
@@ -172,6 +177,8 @@ def test_only_paths_that_turn_about_it_need_a_depth_in_the_centre(room, capsys):
     np.save(room / sequence.DEPTH, depth)
     np.save(room / "c2w.npy", np.eye(4))
     refused(room, capsys, "the depth at the centre of the first frame", "--mode", "eval")
+    refused(room, capsys, "the depth there in the first frame", "--mode", "eval", "--pivot=48,32")
+    assert run(room, "--mode", "eval", "--trajs", "arc_up:1", "--pivot", "9,9") == 0
     for more in ((), ("--preview",)):
         assert run(room, "--mode", "eval", "--cameras", room / "c2w.npy", *more) == 0
         assert "17 frames of 96 x 64, computing on cpu" in capsys.readouterr().out
@@ -233,6 +240,45 @@ def test_each_preset_is_its_own_render_and_a_runs_cameras_give_the_same_pixels(r
     assert np.abs(frozen[-1] - frozen[0]).mean() > 2 * distance[8]
 
 
+def test_paths_turn_about_the_point_that_is_seen_at_a_pixel(room, capsys):
+    """The colour at that pixel of frame 0 stays there, whatever the angle."""
+    path = ("--trajs", "orbit_right:8+arc_up:4@ease", "--pivot", "70,40", "--crf", 0, *K)
+    assert run(room, "--mode", "eval", *path) == 0
+    said = capsys.readouterr().out
+    seq = sequence.open_sequence(room, intrinsics_file=sequence.INTRINSICS)
+    depth = seq.depth(0, 1)[0, 40, 70].item()
+    assert f"17 frames of 96 x 64, orbit about (70, 40) at depth {depth:.4g}, computing" in said
+    assert "from orbit_right:8+arc_up:4@ease; holes" in said
+    cameras = camera_paths.read_cameras(room / "eval_cameras1.npz", seq.intrinsics)
+    point = depth * np.linalg.inv(seq.intrinsics[0]) @ [70, 40, 1]
+    seen = (np.linalg.inv(cameras.c2w) @ [*point, 1])[:, :3] @ seq.intrinsics[0].T
+    np.testing.assert_allclose(seen[:, :2] / seen[:, 2:], np.tile([70, 40], (17, 1)), atol=1e-6)
+    phi, theta, r = trajectory.angles(cameras.c2w, point)
+    t = np.linspace(0, 1, 17)
+    for got, end in ((phi, 8), (theta, 4), (r, 0)):
+        np.testing.assert_allclose(got, end * t**2 * (3 - 2 * t), atol=1e-9)
+    assert run(room, "--mode", "eval", *path, "--radius_scale", 0.5) == 0
+    assert f"orbit about (70, 40) at depth {depth / 2:.4g}" in capsys.readouterr().out
+    assert run(room, "--mode", "eval", *path[:-4], "--pivot", 7, "--preview", *K) == 0
+    assert "orbit radius 7, computing" in capsys.readouterr().out
+
+
+def test_random_training_paths_turn_about_the_pivot_beside_camera_files(room):
+    np.savez(room / "still.npz", c2w=np.eye(4))
+    args = ("--mode", "train", "--num_train_render", 1, "--cameras", room / "still.npz", *K)
+    assert run(room, *args) == 0
+    before = files(room)
+    assert run(room, *args, "--pivot", "90,5") == 0
+    assert files(room)["val_render1.mp4"] == before["val_render1.mp4"]
+    assert files(room)["train_render1.mp4"] != before["train_render1.mp4"]
+    seq = sequence.open_sequence(room, intrinsics_file=sequence.INTRINSICS)
+    cameras = camera_paths.read_cameras(room / "train_cameras1.npz", seq.intrinsics)
+    keys = trajectory.random_keyframes(42, 1)[0]
+    pivot = camera_paths.find_pivot("90,5", seq)
+    for got, axis in zip(trajectory.angles(cameras.c2w, pivot), trajectory.AXES, strict=True):
+        np.testing.assert_allclose(got, trajectory.interpolate(keys[axis], 17), atol=1e-9)
+
+
 def test_anchored_at_the_first_frame_the_target_camera_stands_still_in_the_world(room):
     anchored = ("--anchor", "first", "--trajs", "dolly_in:0")
     assert run(room, "--mode", "eval", *anchored, *K, *C2W) == 0
@@ -242,10 +288,10 @@ def test_anchored_at_the_first_frame_the_target_camera_stands_still_in_the_world
         np.testing.assert_allclose(c2w @ written["c2w"], still, atol=1e-9)
 
 
-def test_a_preview_writes_one_picture_and_nothing_else_and_warns_of_holes(room, capsys):
+def test_a_preview_writes_its_picture_and_page_and_nothing_else_and_warns_of_holes(room, capsys):
     before = set(files(room))
     assert run(room, "--mode", "eval", "--trajs", "arc_up:1,orbit_left:60", "--preview") == 0
-    assert set(files(room)) - before == {"preview.png"}
+    assert set(files(room)) - before == {"preview.png", "design.html"}
     assert cv2.imread(str(room / "preview.png")).shape[1] > 1000
     out = capsys.readouterr().out
     assert "at frame 8 the holes of render 2 pass 60%" in out and "render 1" not in out

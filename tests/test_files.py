@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from finetune import dataset
 from toolbox import run_all
 from toolbox.geometry import convert_depth
-from utils import files, pipeline, sequence, trajectory
+from utils import camera_paths, files, pipeline, sequence
 from utils.cli import InputError
 
 N = 5
@@ -61,7 +61,7 @@ def test_byte_order_marks_are_left_out_wherever_they_are(tmp_path, encoding):
     path = tmp_path / "t.txt"
     path.write_bytes("\ufeff0 -5\n\ufeff0 0\r\n0\t0\n".encode(encoding))
     assert files.read_text(path) == "0 -5\n0 0\r\n0\t0\n"
-    assert trajectory.read_keyframes(path) == {"phi": [0, -5], "theta": [0, 0], "r": [0, 0]}
+    assert camera_paths.read_keyframes(path) == {"phi": [0, -5], "theta": [0, 0], "r": [0, 0]}
 
 
 @pytest.mark.parametrize("text, message", [
@@ -72,13 +72,13 @@ def test_byte_order_marks_are_left_out_wherever_they_are(tmp_path, encoding):
 def test_paths_without_end_are_refused(tmp_path, text, message):
     path = tmp_path / "p.txt"
     path.write_text(text)
-    refused(lambda: trajectory.read_keyframes(path), path, message)
+    refused(lambda: camera_paths.read_keyframes(path), path, message)
 
 
 @pytest.mark.parametrize("item", ["dolly_out:1e308", "zoom_in:1e308", "spiral:" + "9" * 5000])
 def test_amounts_that_are_not_finite_in_a_camera_are_refused(item):
     with pytest.raises(InputError, match="up to 1e[+]06") as error:
-        trajectory.preset_keyframes(item)
+        camera_paths.preset_keyframes(item)
     assert len(str(error.value)) < 400
 
 
@@ -98,9 +98,9 @@ def test_headers_that_cannot_be_are_refused(tmp_path, name, version):
     (tmp_path / "a.npy").write_bytes(data)
     refused(lambda: sequence.load_array(tmp_path / "a.npy", [(None, None, None)]),
             tmp_path / "a.npy")
-    refused(lambda: trajectory.read_cameras(tmp_path / "a.npy", K), tmp_path / "a.npy")
+    refused(lambda: camera_paths.read_cameras(tmp_path / "a.npy", K), tmp_path / "a.npy")
     path = write_zip(tmp_path / "a.npz", {"c2w.npy": data, "depths.npy": data})
-    refused(lambda: trajectory.read_cameras(path, K), path)
+    refused(lambda: camera_paths.read_cameras(path, K), path)
     refused(lambda: convert_depth.read_npz(path, "an npz", {"depths": "NHW"}), path)
     path = write_zip(tmp_path / "b.npz", {"frames.npy": data})
     with pytest.raises(InputError, match="b.npz"):
@@ -137,7 +137,8 @@ def test_zip_bombs_are_refused_unread(tmp_path):
     del zeros
     axes = {"depths": "NHW"}
     refused(lambda: convert_depth.read_npz(path, "an npz", axes, INFO), path, "at most 8 times")
-    refused(lambda: trajectory.read_cameras(path.rename(tmp_path / "c.npz"), K), tmp_path / "c.npz")
+    path = path.rename(tmp_path / "c.npz")
+    refused(lambda: camera_paths.read_cameras(path, K), path)
     array = npy(describe((10**4, 2**10, 2**10), "|i1"))
     path = write_zip(tmp_path / "d.npz", {"depths.npy": array}, zipfile.ZIP_STORED)
     data = bytearray(path.read_bytes())
@@ -164,7 +165,7 @@ def test_rotations_whose_squares_are_no_numbers_are_refused():
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"c2w": 1' + "0" * 5000 + "}", '{"c2w": [{}]}',
                                   '"c2w"', "{}", '{"c2w": [[1e999]]}'])
 def test_json_of_any_depth_is_refused(tmp_path, text):
-    for name, read in (("c.json", lambda path: trajectory.read_cameras(path, K)),
+    for name, read in (("c.json", lambda path: camera_paths.read_cameras(path, K)),
                        ("adapter.json", lambda path: pipeline.adapter_weights(path.parent)),
                        ("config.json", lambda path: pipeline.read_sizes(path, {"d_model": 9}))):
         (tmp_path / name).write_text(text)

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 
 from toolbox.synthetic import scenes
-from utils import fusion, metrics, trajectory, warp
+from utils import camera_paths, fusion, metrics, trajectory, warp
 
 HEIGHT, WIDTH, FRAMES = 80, 120, 16
 K = torch.tensor([[125.0, 0, 60], [0, 125, 40], [0, 0, 1]], dtype=torch.float64)
@@ -70,7 +70,7 @@ def visible(film, depth, c2w):
 
 def render(film, path, i):
     """The eval render of frame i, its mask, z-buffer and camera in the world, as batches of 1."""
-    keys = trajectory.read_keyframes(ROOT / "trajs" / f"{path}.txt")
+    keys = camera_paths.read_keyframes(ROOT / "trajs" / f"{path}.txt")
     radius = film.depth[0, HEIGHT // 2, WIDTH // 2].item()
     motion = trajectory.relative_motion(keys, FRAMES, radius)
     source = film.depth[i : i + 1], torch.from_numpy(motion[i : i + 1]), K[None]

@@ -39,7 +39,7 @@ from safetensors.torch import save_file
 from finetune import hosts
 from toolbox import run_all
 from toolbox.geometry import convert_depth
-from utils import pipeline, sequence, trajectory, video
+from utils import camera_paths, pipeline, sequence, trajectory, video
 from utils.cli import InputError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))
@@ -251,16 +251,17 @@ def check_path(keys):
 def test_texts_are_paths_or_refused(folder, lines, encoding, newline, space):
     path = folder / "p.txt"
     path.write_bytes(newline.join(map(space.join, lines)).encode(encoding, "replace"))
-    if keys := judge(lambda: trajectory.read_keyframes(path), path):
+    if keys := judge(lambda: camera_paths.read_keyframes(path), path):
         check_path(keys)
 
 
-@given(mutated([b"0 3 10 20\n0 -2 -8 -6 0 2\n0 0.5\n", "0\t1\r\n2 -3\r\n0 0".encode("utf-16")]))
+@given(mutated([b"0 3 10 20\n0 -2 -8 -6 0 2\n0 0.5\n", b"# a\n0, 3 # b\n\n0\n0,-2,.5#",
+                "0\t1\r\n2 -3\r\n0 0".encode("utf-16")]))
 @fuzz(80)
 def test_damaged_paths_are_paths_or_refused(folder, data):
     path = folder / "p.txt"
     path.write_bytes(data)
-    if keys := judge(lambda: trajectory.read_keyframes(path), path):
+    if keys := judge(lambda: camera_paths.read_keyframes(path), path):
         check_path(keys)
 
 
@@ -268,13 +269,14 @@ NUMBER = st.floats(-1e6, 1e6)
 
 
 @given(st.tuples(*[st.lists(NUMBER, min_size=1, max_size=9)] * 3), st.sampled_from(ENCODINGS),
-       st.sampled_from(["\n", "\r\n", "\r", "\n \n"]), st.sampled_from([" ", "\t", "  "]))
-@fuzz(40)
+       st.sampled_from(["\n", "\r\n", "\r", "\n \n", " # 1, 2\n", "\n#0 1\n"]),
+       st.sampled_from([" ", "\t", "  ", ",", ", "]))
+@fuzz(60)
 def test_a_path_is_the_same_in_every_encoding(folder, keys, encoding, newline, space):
     path = folder / "p.txt"
     lines = [space.join(map(repr, line)) for line in keys]
     path.write_bytes(newline.join(lines).encode(encoding))
-    assert tuple(trajectory.read_keyframes(path).values()) == keys
+    assert tuple(camera_paths.read_keyframes(path).values()) == keys
 
 
 @given(st.sampled_from([*trajectory.PRESETS, "none", ""]), st.sampled_from(["", ":", "::"]),
@@ -282,10 +284,40 @@ def test_a_path_is_the_same_in_every_encoding(folder, keys, encoding, newline, s
 @fuzz(100)
 def test_presets_are_paths_or_refused(name, colon, amount):
     item = name + colon + amount
-    keys = judge(lambda: trajectory.preset_keyframes(item), name)
+    keys = judge(lambda: camera_paths.preset_keyframes(item), name)
     if keys:
         cameras = trajectory.keyframe_cameras(keys, K, 2.0)
         assert np.isfinite(cameras.c2w).all() and (cameras.intrinsics[:, 0, 0] > 0).all()
+
+
+ITEM_WORDS = [*trajectory.PRESETS, *WORDS, "+", "+", "+", "@ease", "@ease", "@", ":", ":5", ":-0.2",
+              ":1e+1", ":+3", ":1e6", ",", " ", "*", "[", "/", "none", str(ROOT / "trajs"),
+              str(ROOT / "trajs/traj?.txt")]
+ITEM_WORDS.remove("\0")  # no command line holds it
+
+
+@given(st.lists(st.sampled_from(ITEM_WORDS), max_size=8).map("".join))
+@fuzz(200)
+def test_items_are_paths_or_refused(trajs):
+    for name, path in judge(lambda: camera_paths.find_paths(trajs, None, K, (W, H)), "") or ():
+        cameras = camera_paths.cameras_of(path, K, 2.0)
+        assert np.isfinite(cameras.c2w).all() and (cameras.intrinsics[:, 0, 0] > 0).all()
+        assert path.get("ease", False) == name.endswith("@ease")
+
+
+DEPTH = torch.linspace(0, 5, W).repeat(1, H, 1)
+SEQUENCE = SimpleNamespace(size=(W, H), intrinsics=K, depth=lambda *_: DEPTH, pivot_depth=2.0)
+
+
+@given(st.lists(st.sampled_from([*WORDS, "3", "9.5", ",", ",", " "]), max_size=6).map("".join)
+       | st.tuples(st.floats(-2, W + 1), st.floats(-2, H + 1)).map(lambda xy: f"{xy[0]},{xy[1]}"))
+@fuzz(120)
+def test_pivots_are_points_before_the_camera_or_refused(text):
+    pivot = judge(lambda: camera_paths.find_pivot(text, SEQUENCE), "")
+    if pivot is not None:
+        assert pivot.shape == (3,) and np.isfinite(pivot).all() and pivot[2] > 0
+        cameras = trajectory.keyframe_cameras({"phi": [0, 20], "r": [0, 0.5]}, K, pivot)
+        np.testing.assert_allclose(trajectory.angles(cameras.c2w, pivot)[2][-1], 0.5)
 
 
 # ---- arrays --------------------------------------------------------------------------------------
@@ -322,7 +354,7 @@ def check_cameras(cameras):
 def test_camera_arrays_are_cameras_or_refused(folder, data):
     path = folder / "c.npz"
     path.write_bytes(data)
-    if cameras := judge(lambda: trajectory.read_cameras(path, K), path):
+    if cameras := judge(lambda: camera_paths.read_cameras(path, K), path):
         check_cameras(cameras)
 
 
@@ -331,7 +363,7 @@ def test_camera_arrays_are_cameras_or_refused(folder, data):
 def test_camera_json_is_cameras_or_refused(folder, data):
     path = folder / "c.json"
     path.write_bytes(data)
-    if cameras := judge(lambda: trajectory.read_cameras(path, K), path):
+    if cameras := judge(lambda: camera_paths.read_cameras(path, K), path):
         check_cameras(cameras)
 
 

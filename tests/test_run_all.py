@@ -124,8 +124,11 @@ def test_what_changed_is_made_anew_and_what_is_gone_leaves_nothing(
 
 def test_without_finetuning_and_with_camera_files(model, folder, in_process, capfd):
     pan = ROOT / "trajs/davis10/00_pan_left.json"
-    more = ("--no_finetune", "--cameras", pan, "--output_dir", folder / "as_is")
+    more = ("--no_finetune", "--cameras", pan, "--pivot", "20, 9", "--output_dir", folder / "as_is")
+    pair = folder / "room/train_cameras1.npz"
+    before = cli.file_hash(pair)
     assert start(model, folder, *more) == 0
+    assert cli.file_hash(pair) != before  # random paths turn about the pivot, camera files do not
     said = capfd.readouterr().out
     assert "val_render10.mp4: an earlier run made it" in said and "== finetuning" not in said
     assert not (folder / "as_is").exists()
@@ -148,6 +151,7 @@ def refused(model, folder, capfd, says, *more):
 
 def test_another_run_is_not_gone_on_with(model, folder, capfd, tmp_path):
     refused(model, folder, capfd, "another learning_rate", "--learning_rate", "1e-4")
+    refused(model, folder, capfd, "another pivot", "--pivot", "20, 9")
     refused(model, folder, capfd, "another num_train_render", "--num_train_render", 3)
     refused(model, folder, capfd, "--train_epochs 0", "--train_epochs", 0)
     other = shutil.copytree(model / "cognvs_ckpt_inpaint", tmp_path / "other")

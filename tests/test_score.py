@@ -12,7 +12,7 @@ from conftest import ROOT, call
 from toolbox import score
 from toolbox.evaluation import cameras, davis
 from toolbox.small_model import evaluate_score
-from utils import cli, sequence, trajectory, video
+from utils import camera_paths, cli, sequence, trajectory, video
 
 K = ("--intrinsics_file", sequence.INTRINSICS)
 
@@ -91,7 +91,7 @@ def test_the_path_that_an_output_shows_is_told_from_another(scene):
     torch.set_num_threads(1)
     seq = sequence.open_sequence(scene, intrinsics_file=sequence.INTRINSICS,
                                  extrinsics_file=sequence.C2WS)
-    asked = trajectory.read_cameras(scene / "eval_cameras1.npz", seq.intrinsics)
+    asked = camera_paths.read_cameras(scene / "eval_cameras1.npz", seq.intrinsics)
     known = cameras.source_cameras(seq)
     assert list(known) == [(0, 17)] and known[0, 17] is seq.c2w
     right = cameras.path_errors(scene / "eval_render1.mp4", seq, asked, known)

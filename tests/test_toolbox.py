@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, call
 from diffusers import CogVideoXTransformer3DModel
 
-from utils import cli, metrics, sequence, trajectory, video
+from utils import camera_paths, cli, metrics, sequence, video
 
 TOOLBOX = ROOT / "toolbox"
 
@@ -82,7 +82,7 @@ def test_the_shipped_sequence_is_whole():
     seq = open_with_cameras(room)
     assert (seq.info.frames, seq.info.height, seq.info.width) == (49, 320, 480)
     assert all(video.probe(room / f"novel_gt{i}.mp4") == seq.info for i in range(1, 5))
-    assert len(trajectory.read_keyframes(ROOT / "trajs" / "traj1.txt")) == 3
+    assert len(camera_paths.read_keyframes(ROOT / "trajs" / "traj1.txt")) == 3
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from conftest import ROOT
 
 import data_gen
-from utils import metrics, sequence, trajectory, video, warp
+from utils import camera_paths, metrics, sequence, trajectory, video, warp
 
 SHIPPED = ROOT / "demo_data" / "room"
 
@@ -126,7 +126,7 @@ def test_parity_with_float64(mode, with_k, tmp_path):
     frames = video.read_video(seq.rgb_path)
     keys = trajectory.random_keyframes(42, 1)[0]
     if mode == "eval":
-        keys = trajectory.read_keyframes(ROOT / "trajs" / "traj4.txt")
+        keys = camera_paths.read_keyframes(ROOT / "trajs" / "traj4.txt")
     axes = [trajectory.interpolate(keys[axis], seq.info.frames) for axis in trajectory.AXES]
     path = np.stack(axes, 1)
     k = reference_warp.scaled_intrinsics(k_file, seq.depth_map.shape[1:], height, width)
@@ -151,7 +151,7 @@ def test_parity_with_float64(mode, with_k, tmp_path):
 def test_a_render_agrees_with_the_exact_novel_view(room):
     """Path 1 of the synthetic scene against what the tracer sees from there, on known pixels."""
     seq = sequence.open_sequence(room, intrinsics_file=sequence.INTRINSICS)
-    keys = trajectory.read_keyframes(ROOT / "trajs" / "traj1.txt")
+    keys = camera_paths.read_keyframes(ROOT / "trajs" / "traj1.txt")
     m = torch.from_numpy(trajectory.relative_motion(keys, seq.info.frames, seq.pivot_depth))
     k = torch.from_numpy(seq.intrinsics.copy())
     depth = seq.depth(0, seq.info.frames)

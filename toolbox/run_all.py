@@ -31,9 +31,8 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import data_gen
 from finetune import checkpoint
-from utils import cli, files, pipeline, sequence
+from utils import camera_paths, cli, files, pipeline, sequence
 from utils.cli import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,6 +81,8 @@ def parse_args():
     add("--output_dir", type=Path, required=True, help="where the finetuned weights go")
     add("--trajs", type=Path, default=ROOT / "trajs", help="folder of camera paths, .txt")
     add("--cameras", help="in place of --trajs: a camera file, or a quoted pattern of such files")
+    add("--pivot", metavar="X,Y or DEPTH",
+        help="what paths turn about, as data_gen.py takes it")
     add("--num_train_render", type=int, default=8, help="training pairs")
     add("--num_inference_steps", type=int, default=50)
     add("--no_composite", action="store_true",
@@ -121,6 +122,8 @@ def complete(args):
     if not args.video and not (args.data_path / "gt_rgb.mp4").is_file():
         raise InputError(f"--data_path {args.data_path}: no gt_rgb.mp4 there; expected a sequence "
                          "folder")
+    if args.pivot is not None:
+        camera_paths.pivot_numbers(args.pivot)
     if args.cameras:
         camera_files(args)
     if not args.cameras and not any(args.trajs.glob("*.txt")):
@@ -301,13 +304,14 @@ def render_stage(args, name, kinds, made_of):
 
 
 def source(args):
-    """{name: hash} of what renders are made of."""
-    return hashes(args.data_path, ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS])
+    """{name: hash or setting} of what renders are made of, beside their paths."""
+    found = hashes(args.data_path, ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS])
+    return found if args.pivot is None else found | {"pivot": args.pivot}
 
 
 def camera_files(args):
     """The files of --cameras, in order of name."""
-    return data_gen.find_files("--cameras", args.cameras, "an npy, npz or json")
+    return camera_paths.find_files("--cameras", args.cameras, "an npy, npz or json")
 
 
 def evaluation_paths(args):
@@ -322,6 +326,8 @@ def make_renders(args, mode, *options):
     if (args.data_path / sequence.INTRINSICS).is_file():
         options += ("--intrinsics_file", sequence.INTRINSICS)
     paths = ["--cameras", args.cameras] if args.cameras else ["--trajs", args.trajs]
+    if args.pivot is not None and (mode == "train" or not args.cameras):
+        paths += [f"--pivot={args.pivot}"]
     return run(sys.executable, "data_gen.py", "--data_path", args.data_path, "--mode", mode,
                *paths, *options)
 

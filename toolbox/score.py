@@ -38,7 +38,7 @@ from finetune import dataset
 from toolbox import run_all
 from toolbox.evaluation import cameras, gains, measures, networks
 from toolbox.side_by_side import check_output, find_outputs
-from utils import cli, files, pipeline, sequence, trajectory, video
+from utils import camera_paths, cli, files, pipeline, sequence, video
 from utils.cli import InputError
 
 PASSED_ON = ("fit", "memory", "device")  # to demo.py
@@ -331,7 +331,7 @@ def camera_errors(args, outputs, seq):
         path = path.with_name(path.name.replace("render", "cameras"))
         if not path.is_file():
             return None
-        asked = trajectory.read_cameras(path, seq.intrinsics)
+        asked = camera_paths.read_cameras(path, seq.intrinsics)
         return cameras.path_errors(output, seq, asked, sources)
 
     threads = torch.get_num_threads(), cv2.getNumThreads()

@@ -7,12 +7,12 @@ from utils import files, trajectory
 TICKS = 7  # along a path in 3D, about that many show where the camera looks
 
 
-def write(path, paths, views, moments, radius):
+def write(path, paths, views, moments, pivot):
     """Write a sheet, a line a path: frames with their hole share, and its angles over time.
 
     The last line shows all paths in 3D. paths: (name, trajectory.Cameras). views: of each path,
     (uint8 [m, H, W, 3], bool [m, H, W]), its frames at `moments` and where they are known.
-    radius: R of the orbits in depth units, or None if the paths turn about no point.
+    pivot: as of trajectory.angles, or None if the paths turn about no point.
     """
     columns = len(moments) + 1
     height, width = views[0][0].shape[1:3]
@@ -27,18 +27,18 @@ def write(path, paths, views, moments, radius):
             share = 1 - known[column].mean()
             axes.set_title(f"{name}, frame {moment}: {share:.0%} holes", fontsize=9)
             axes.axis("off")
-        plot_angles(figure.add_subplot(grid[line, -1]), cameras, radius)
+        plot_angles(figure.add_subplot(grid[line, -1]), cameras, pivot)
     plot_positions(figure.add_subplot(grid[-1, :], projection="3d"), paths)
     with files.whole(path) as part:
         figure.savefig(part, format="png", dpi=80)
 
 
-def plot_angles(axes, cameras, radius):
-    """phi and theta in degrees and r in percent of the radius, over the frames."""
-    phi, theta, r = trajectory.angles(cameras.c2w, radius or 1)
+def plot_angles(axes, cameras, pivot):
+    """phi and theta in degrees and r in percent of the way to the pivot, over the frames."""
+    phi, theta, r = trajectory.angles(cameras.c2w, 1 if pivot is None else pivot)
     axes.plot(phi, label="phi (deg)")
     axes.plot(theta, label="theta (deg)")
-    if radius:
+    if pivot is not None:
         axes.plot(100 * r, label="r (% of radius)")
     axes.set_xlabel("frame", fontsize=8)
     axes.tick_params(labelsize=7)

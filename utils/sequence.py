@@ -52,6 +52,11 @@ class Sequence:
     def rgb_path(self):
         return self.path / "gt_rgb.mp4"
 
+    @property
+    def size(self):
+        """(width, height) of the video."""
+        return self.info.width, self.info.height
+
     def depth(self, start, stop):
         """z-depth of frames start..stop at the video's size, float32 [n, H, W]; 0 where unknown.
 

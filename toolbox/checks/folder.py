@@ -1,7 +1,5 @@
 """Whether a sequence folder is sound, and what was made of it belongs to it."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 
@@ -9,7 +7,7 @@ import data_gen
 import demo
 from finetune import dataset
 from toolbox import side_by_side
-from utils import cli, cogvideox, sequence, trajectory, video, windows
+from utils import camera_paths, cli, cogvideox, sequence, video, windows
 from utils.cli import InputError
 
 CLIP = 49  # frames of the full-size model's clip
@@ -95,7 +93,7 @@ def depth(report, path, file):
 def field_of_view(report, seq, given):
     """Say what the first frame's K sees. given: whether it is from a file."""
     k = seq.intrinsics[0]
-    size = seq.info.width, seq.info.height
+    size = seq.size
     focal = k[[0, 1], [0, 1]]
     angles = np.degrees(2 * np.arctan(np.divide(size, focal) / 2))
     said = f"field of view {angles[0]:.1f} x {angles[1]:.1f} degrees, focal length {focal[0]:.4g}"
@@ -139,9 +137,9 @@ def motion(report, c2w):
 
 def holes(report, trajs, seq, moments, frames):
     """Say how much of each path's render is holes, at three moments."""
-    args = SimpleNamespace(cameras=None, trajs=trajs)
     warper = data_gen.Warper(seq, "eval", torch.device("cpu"), None, None)
-    for name, cameras in data_gen.evaluation_paths(args, seq, seq.pivot_depth):
+    for name, path in camera_paths.find_paths(trajs, None, seq.intrinsics, seq.size):
+        cameras = camera_paths.cameras_of(path, seq.intrinsics, seq.pivot_depth)
         pixels, z = pixels_and_depth(seq, frames, cameras.frames[moments])
         _, known = warper.warp(cameras, moments, pixels, z)
         shares = 1 - known.mean((1, 2))
@@ -185,7 +183,7 @@ def render(path, source, facts):
     demo.find_mask(path, info)
     cameras = path.with_name(f"{path.stem.replace('render', 'cameras')}.npz")
     if cameras.is_file():
-        trajectory.read_cameras(cameras, sequence.video_intrinsics(None, source, None)[0])
+        camera_paths.read_cameras(cameras, sequence.video_intrinsics(None, source, None)[0])
     made_of = video.made_of(path) or {}
     for what, name in (("source", "gt_rgb.mp4"), ("depth", "depth")):
         if what in facts and made_of.get(what, facts[what]) != facts[what]:

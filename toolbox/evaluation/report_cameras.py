@@ -13,7 +13,7 @@ import numpy as np
 
 import data_gen
 from toolbox.evaluation.report_records import saying
-from utils import sequence, trajectory, video
+from utils import camera_paths, sequence, trajectory, video
 
 GRID = (18, 27)  # rows and columns of points of the first frame
 
@@ -77,7 +77,7 @@ def add_cameras(root, seq, poses, clips, frames):
                                  "intrinsics or poses than those in cam_info/.")
         elif path.is_file():
             with saying(clip["notes"]):
-                cameras = trajectory.read_cameras(path, np.tile(np.eye(3), (frames, 1, 1)))
+                cameras = camera_paths.read_cameras(path, np.tile(np.eye(3), (frames, 1, 1)))
                 clip["cameras"] = track(source[cameras.frames] @ cameras.c2w, unit)
                 clip["about"] = in_words(cameras, unit)
     points = scene_points(seq, depth) / unit if seq else np.empty((0, 3))

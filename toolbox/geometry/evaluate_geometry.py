@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toolbox.evaluation.cameras import aligned_errors
 from toolbox.synthetic import clips, scenes
 from toolbox.synthetic.make_geometry_cases import make_scene, make_sets
-from utils import cli, files, geometry, metrics, sequence, trajectory, video, warp
+from utils import camera_paths, cli, files, geometry, metrics, sequence, trajectory, video, warp
 
 PROGRAM = Path(__file__).with_name("estimate_geometry.py")
 COLUMNS = ("ATE %", "rot deg", "focal %", "depth in", "depth", "cons. in", "cons.", "exact",
@@ -67,7 +67,7 @@ def view_psnrs(case, truth, found):
     k = truth["intrinsics"][None].repeat(len(rgb), 0)
     height, width = rgb.shape[1:3]
     radius = exact[0, height // 2, width // 2]
-    motion = trajectory.keyframe_cameras(trajectory.preset_keyframes(VIEW), k, radius).c2w
+    motion = trajectory.keyframe_cameras(camera_paths.preset_keyframes(VIEW), k, radius).c2w
     wanted = traced(make_scene(world, seed, None), truth, motion, frames, len(rgb))
     psnrs = []
     for depth, its_k in found:

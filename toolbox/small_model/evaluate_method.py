@@ -30,7 +30,7 @@ from finetune.loss import denoising_loss
 from finetune.settings import learning_rate
 from toolbox.evaluation import measures
 from toolbox.synthetic import clips, yards
-from utils import cli, devices, metrics, pipeline, trajectory, video
+from utils import camera_paths, cli, devices, metrics, pipeline, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_SEED = {"choose": 100, "report": 500}  # scenes to choose settings on, and scenes to report
@@ -107,7 +107,7 @@ def film(world, seed, shape, device):
 def open_case(world, seed, shape, device):
     """The Case of a scene's seed and one of the shipped paths."""
     clip = film(world, seed, shape, device)
-    keyframes = trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
+    keyframes = camera_paths.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
     cameras = clips.path_cameras(clip, keyframes)
     render, mask = clips.reproject(clip, cameras, "eval")
     truth = clips.exact_view(clip, cameras)

@@ -23,7 +23,7 @@ from toolbox.evaluation.gains import estimated_gain
 from toolbox.small_model import evaluate_method
 from toolbox.small_model.evaluate_method import FIRST_SEED
 from toolbox.synthetic import clips
-from utils import cli, metrics, trajectory
+from utils import camera_paths, cli, metrics
 
 RATES = (1e-5, 5e-5, 2e-4, 1e-3)  # the last does harm
 STEPS = (25, 100)
@@ -74,7 +74,7 @@ def open_pairs(world, seed, shape, device):
     clip = evaluate_method.film(world, seed, shape, device)
     pairs = {"exact": [], "plain": [], "mirrored": []}
     for path in sorted((evaluate_method.ROOT / "trajs").glob("*.txt")):
-        cameras = clips.path_cameras(clip, trajectory.read_keyframes(path))
+        cameras = clips.path_cameras(clip, camera_paths.read_keyframes(path))
         for kind, mode in (("exact", "eval"), ("plain", "train")):
             render, mask = clips.reproject(clip, cameras, mode)
             truth = clips.exact_view(clip, cameras) if kind == "exact" else clip.rgb

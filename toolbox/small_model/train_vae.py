@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toolbox.synthetic import clips
-from utils import cli, cogvideox, metrics, pipeline, trajectory
+from utils import camera_paths, cli, cogvideox, metrics, pipeline, trajectory
 from utils.pipeline import AutoencoderKLCogVideoX
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def validation_clips(shape, device):
     items = []
     for seed in VALIDATION_SEEDS:
         clip = clips.random_clip(seed, shape, device)
-        path = trajectory.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
+        path = camera_paths.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
         render, mask = clips.reproject(clip, clips.path_cameras(clip, path), "eval")
         items.append((clip.rgb, render, mask))
     return items

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from toolbox.synthetic import clips, scenes
-from utils import cli, geometry, sequence, trajectory, video
+from utils import camera_paths, cli, geometry, sequence, trajectory, video
 from utils.cli import InputError
 
 
@@ -112,7 +112,7 @@ def main():
 
     seq = sequence.open_sequence(args.output_dir, intrinsics_file=sequence.INTRINSICS)
     for number, path in enumerate(sorted(args.trajs.glob("*.txt")), 1):
-        keyframes = trajectory.read_keyframes(path)
+        keyframes = camera_paths.read_keyframes(path)
         motion = trajectory.relative_motion(keyframes, args.frames, seq.pivot_depth)
         novel = c2w @ torch.linalg.inv(torch.from_numpy(motion))
         render_video(args.output_dir / f"novel_gt{number}.mp4", scene, novel, k, info, args, device)

@@ -66,3 +66,16 @@ def made_room(tmp_path_factory):
 def room(made_room, tmp_path):
     """A fresh copy of the synthetic sequence."""
     return Path(shutil.copytree(made_room, tmp_path / "room"))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium, without a GPU."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not shutil.which("chromium"):
+        pytest.skip("no chromium")
+    with playwright.sync_playwright() as tools:
+        flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
+        browser = tools.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        yield browser
+        browser.close()

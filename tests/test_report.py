@@ -14,7 +14,7 @@ from conftest import call
 
 import data_gen
 from toolbox.evaluation import report_cameras, report_page, report_videos
-from utils import cli, metrics, sequence, trajectory, video
+from utils import camera_paths, cli, metrics, sequence, trajectory, video
 
 INFO = video.VideoInfo(frames=6, height=64, width=96, fps=Fraction(10))
 HOSTILE = "</script><img src=x onerror=document.title='broken'> & \"quoted\""
@@ -35,7 +35,7 @@ def write_mask(path, known):
 
 def write_cameras(path, phi):
     k = np.tile(np.array([[80.0, 0, 48], [0, 80, 32], [0, 0, 1]]), (INFO.frames, 1, 1))
-    trajectory.write_cameras(path, trajectory.keyframe_cameras({"phi": [0, phi]}, k, 2))
+    camera_paths.write_cameras(path, trajectory.keyframe_cameras({"phi": [0, phi]}, k, 2))
 
 
 @pytest.fixture(scope="module")
@@ -296,18 +296,6 @@ def test_flags_that_lead_nowhere(made, capsys):
 
 
 # ---- in a browser --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if not shutil.which("chromium"):
-        pytest.skip("no chromium")
-    with playwright.sync_playwright() as tools:
-        flags = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        browser = tools.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -26,7 +26,6 @@ from tqdm import tqdm
 from utils import camera_paths, cli, fusion, sequence, trajectory, video, warp
 from utils.cli import InputError
 
-MANY_HOLES = 0.6  # share of a frame beyond which inpainting has little to hold on to
 REFERENCE_FRAMES = 16  # that --fuse_static looks into, spread over the video
 
 
@@ -94,11 +93,12 @@ def check_args(args):
 
 def check_path_args(args):
     """InputError for what is wrong among add_path_arguments()."""
-    if not (np.isfinite(args.radius_scale) and args.radius_scale > 0):
-        raise InputError(f"--radius_scale {args.radius_scale}: expected a number above 0")
+    if not 0 < args.radius_scale <= camera_paths.FAR:
+        raise InputError(f"--radius_scale {args.radius_scale}: expected a number above 0, up to "
+                         f"{camera_paths.FAR:g}")
     if args.cameras is not None and args.trajs is not None:
         raise InputError("--cameras and --trajs: give one of them")
-    if args.edge_threshold is not None and not args.edge_threshold > 0:
+    if args.edge_threshold is not None and not 0 < args.edge_threshold < np.inf:
         raise InputError(f"--edge_threshold {args.edge_threshold}: expected above 0, such as 0.1")
     if args.anchor == "first":
         need_source_cameras("--anchor first", args)
@@ -363,10 +363,11 @@ def write_renders(args, warper, targets):
 
 def warn_of_holes(target, frames, holes):
     """Say where a render leaves little to inpaint from; holes: the share of each of the frames."""
-    if target.kind == "eval" and holes.max() > MANY_HOLES:
-        first = frames[int(np.argmax(holes > MANY_HOLES))]
+    if target.kind == "eval" and holes.max() > warp.MANY_HOLES:
+        first = frames[int(np.argmax(holes > warp.MANY_HOLES))]
         print(f"warning: at frame {first} the holes of render {target.number} pass "
-              f"{MANY_HOLES:.0%}; inpainting has little to hold on to there: move the camera less")
+              f"{warp.MANY_HOLES:.0%}; inpainting has little to hold on to there: move the camera "
+              "less")
 
 
 def warn_of_stale(seq, targets):

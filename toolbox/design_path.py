@@ -30,6 +30,7 @@ def main():
     seq = sequence.open_sequence(args.data_path, *files)
     paths = camera_paths.find_paths(args.trajs, args.cameras, seq.intrinsics, seq.size)
     pivot = camera_paths.find_pivot(args.pivot, seq) * args.radius_scale
+    data_gen.say_what_is_unused(args, seq)
     data_gen.write_design(args, seq, paths, pivot)
 
 

@@ -20,12 +20,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from toolbox.evaluation import report_cameras, report_page, report_records, report_videos
 from toolbox.evaluation.report_records import saying
-from utils import cli, files, sequence, video
+from utils import cli, files, sequence, video, warp
 from utils.cli import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ROOT / "toolbox" / "evaluation"  # where report.html and report.js are
-MANY_HOLES = 0.6  # of a frame; data_gen.py warns of more
 FOR_SCRIPT = ("fps", "frames", "times", "aspect", "layers", "mask", "holes", "curves", "against",
               "cameras")
 
@@ -159,9 +158,10 @@ def measure(clip, videos, paths, target, mask, names):
     if mask:
         clip["holes"] = found["holes"]
         most = max(found["holes"])
-        if most > MANY_HOLES:
+        if most > warp.MANY_HOLES:
             clip["notes"].append(
-                f"Holes pass {MANY_HOLES:.0%}, most at frame {found['holes'].index(most) + 1}. "
+                f"Holes pass {warp.MANY_HOLES:.0%}, most at frame "
+                f"{found['holes'].index(most) + 1}. "
                 "Inpainting has little to hold on to there: move the camera less.")
 
 

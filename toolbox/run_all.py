@@ -300,13 +300,19 @@ def render_stage(args, name, kinds, made_of):
     for kind, count in kinds.items():
         for file in ("cameras{}.npz", "mask{}.mp4", "render{}.mp4"):
             results += numbered(f"{kind}_{file}", count)
-    return Stage(name, args.data_path, source(args) | made_of, results)
+    turn = turns_about(args, "eval" if "eval" in kinds else "train")
+    return Stage(name, args.data_path, source(args) | turn | made_of, results)
 
 
 def source(args):
     """{name: hash or setting} of what renders are made of, beside their paths."""
-    found = hashes(args.data_path, ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS])
-    return found if args.pivot is None else found | {"pivot": args.pivot}
+    return hashes(args.data_path, ["gt_rgb.mp4", sequence.DEPTH, sequence.INTRINSICS])
+
+
+def turns_about(args, mode):
+    """{"pivot": --pivot} where paths of a mode turn about it; those of --cameras do not."""
+    is_used = args.pivot is not None and (mode == "train" or not args.cameras)
+    return {"pivot": args.pivot} if is_used else {}
 
 
 def camera_files(args):
@@ -326,8 +332,7 @@ def make_renders(args, mode, *options):
     if (args.data_path / sequence.INTRINSICS).is_file():
         options += ("--intrinsics_file", sequence.INTRINSICS)
     paths = ["--cameras", args.cameras] if args.cameras else ["--trajs", args.trajs]
-    if args.pivot is not None and (mode == "train" or not args.cameras):
-        paths += [f"--pivot={args.pivot}"]
+    paths += [f"--pivot={pivot}" for pivot in turns_about(args, mode).values()]
     return run(sys.executable, "data_gen.py", "--data_path", args.data_path, "--mode", mode,
                *paths, *options)
 
@@ -341,7 +346,8 @@ def finetuning_stage(args):
         given = getattr(args, name, None)
         if name not in NOT_COMPARED:
             settings[name] = value if given is None else str(given)
-    made_of = source(args) | {"num_train_render": args.num_train_render} | settings
+    made_of = source(args) | turns_about(args, "train") | settings
+    made_of["num_train_render"] = args.num_train_render
     made_of["transformer_id"] = weights
     made_of |= hashes(args.model_path, ["vae", "scheduler"])
     if args.memory.startswith("zero2"):

@@ -81,7 +81,8 @@ class Sequence:
         centre = self.depth(0, 1)[0, self.info.height // 2, self.info.width // 2]
         if centre == 0:
             raise InputError(f"{self.path}: the depth at the centre of the first frame, which the "
-                             "paths turn about, is not a positive number; fill it in")
+                             "paths turn about, is not a positive number; fill it in, or give "
+                             "--pivot")
         return centre.item()
 
     @cached_property

@@ -16,6 +16,7 @@ from scipy.sparse import csc_array
 MAX_DEPTH = 1000.0  # of the z-buffer's depth weight
 SHARPNESS = 50.0  # of the z-buffer: near surfaces weigh up to exp(50) times as much as far ones
 REACH = 2  # pixels by which holes grow to every side
+MANY_HOLES = 0.6  # share of a frame beyond which inpainting has little to hold on to
 
 
 def pixel_grid(height, width, device):

@@ -7,7 +7,7 @@ import data_gen
 import demo
 from finetune import dataset
 from toolbox import side_by_side
-from utils import camera_paths, cli, cogvideox, sequence, video, windows
+from utils import camera_paths, cli, cogvideox, sequence, video, warp, windows
 from utils.cli import InputError
 
 CLIP = 49  # frames of the full-size model's clip
@@ -145,8 +145,8 @@ def holes(report, trajs, seq, moments, frames):
         shares = 1 - known.mean((1, 2))
         said = ", ".join(f"{share:.0%}" for share in shares)
         report.line(name, f"holes at first, middle and last frame: {said}")
-        if shares.max() > data_gen.MANY_HOLES:
-            report.note(name, f"passes {data_gen.MANY_HOLES:.0%}: move the camera less")
+        if shares.max() > warp.MANY_HOLES:
+            report.note(name, f"passes {warp.MANY_HOLES:.0%}: move the camera less")
 
 
 def renders(report, path, info, depth_file):

@@ -18,16 +18,23 @@ import numpy as np
 import torch.nn.functional as F
 from PIL import Image
 
-from utils import cli, files, sequence, trajectory, video
+from utils import camera_paths, cli, files, sequence, trajectory, video, warp
+from utils.cli import InputError
 
 HERE = Path(__file__).resolve().parent
-SCRIPTS = {"SHARED": ["paths.js", "spline.js"], "WARP": ["warp.js"], "SCRIPT": ["design.js"]}
+SCRIPTS = {"SHARED": ["paths.js", "spline.js"], "WARP": ["warp.js"], "SCRIPT": [
+    "state.js", "files.js", "view.js", "timeline.js", "overview.js", "design.js"]}
 LONGEST = 854  # pixels of the longer side that are shown
 MOST_FRAMES = 100  # that are kept; of a longer video every second, third, ...
-QUALITIES = range(84, 40, -4)  # of AVIF: the best at which pictures take up to so many bytes:
-PICTURES = 6.3e6
+QUALITIES = range(84, 40, -4)  # of AVIF: the best at which the page takes up to so many bytes,
+PAGE = 9.3e6
+PICTURES = 3e6  # but pictures may take so many
 CODES = 2**16  # of depth; 0 stands for unknown
-ENDLESS = 0x7C00  # the bits of float16's infinity: those below are its positive numbers
+FAR_TO_NEAR = 200  # beyond this, a few near pixels would take up the steps of 1 / z
+CONSTANTS = {
+    "sharpness": warp.SHARPNESS, "max_depth": warp.MAX_DEPTH, "reach": warp.REACH,
+    "many_holes": warp.MANY_HOLES, "far": camera_paths.FAR, "most_keys": camera_paths.MOST_KEYS,
+}
 
 
 def shown_size(info):
@@ -37,26 +44,40 @@ def shown_size(info):
 
 
 def encode_depth(maps):
-    """{width, height, maps, and log unless the codes are float16's bits} of depth [n, h, w].
+    """{width, height, maps, and kind, low, step unless the codes are float16's bits} of [n, h, w].
 
     A map is a pack() of codes in 0 to 65,535. Depth that float16 holds exactly is kept so. Other
-    depth is rounded to even steps of its logarithm, [low, step], which are some 1e-4 of it.
+    depth is rounded: where it lies `step` times its code above `low`, in 1 / z, or in log z if the
+    farthest is over FAR_TO_NEAR times the nearest.
     """
-    known = np.isfinite(maps) & (maps > 0)
-    with np.errstate(over="ignore"):
-        half = np.where(known, maps, 0).astype(np.float16)
     found = {"width": maps.shape[2], "height": maps.shape[1]}
-    bits = half.view(np.uint16)
-    if (half == np.where(known, maps, 0)).all() and (bits < ENDLESS).all():
-        codes = bits
-    else:
-        logs = np.log(np.where(known, maps, 1).astype(np.float64))
-        low, high = logs[known].min(), logs[known].max()
-        step = max((high - low) / (CODES - 2), 1e-12)
-        codes = np.where(known, np.rint((logs - low) / step) + 1, 0).astype(np.uint16)
-        found["log"] = [low - step, step]
-    found["maps"] = [pack(each) for each in codes]
-    return found
+    with np.errstate(over="ignore"):
+        halves = maps.astype(np.float16)
+    if all((half[known(each)] == each[known(each)]).all()
+           for half, each in zip(halves, maps, strict=True)):
+        codes = [np.where(known(half), half, 0).view(np.uint16) for half in halves]
+        return found | {"maps": list(map(pack, codes))}
+    ends = np.array([[each[known(each)].min(), each[known(each)].max()]
+                     for each in maps if known(each).any()], np.float64)
+    near, far = ends.min(), ends.max()
+    kind = "inverse" if far <= FAR_TO_NEAR * near else "log"
+    low, high = sorted([to_even(near, kind), to_even(far, kind)])
+    step = max((high - low) / (CODES - 2), 1e-300)
+    packed = []
+    for each in maps:
+        code = np.rint((to_even(np.where(known(each), each, near), kind) - low) / step) + 1
+        packed.append(pack(np.where(known(each), code, 0).astype(np.uint16)))
+    return found | {"maps": packed, "kind": kind, "low": float(low - step), "step": float(step)}
+
+
+def known(depth):
+    return np.isfinite(depth) & (depth > 0)
+
+
+def to_even(depth, kind):
+    """What codes are even steps of."""
+    depth = np.asarray(depth, np.float64)
+    return 1 / depth if kind == "inverse" else np.log(depth)
 
 
 def pack(codes):
@@ -76,12 +97,12 @@ def pack(codes):
     return base64.b64encode(gzip.compress(planes, 6, mtime=0)).decode()
 
 
-def encode_pictures(frames):
-    """AVIF of frames, uint8 [H, W, 3] each, as base64; of one quality for all."""
+def encode_pictures(frames, most):
+    """AVIF of frames, uint8 [H, W, 3] each, as base64, of one quality; in about `most` bytes."""
     for quality in QUALITIES:
-        some = frames[:: -(-len(frames) // 3)]
+        some = frames[len(frames) // 10 :: -(-len(frames) // 5)]
         size = sum(len(encode_picture(frame, quality)) for frame in some)
-        if size * len(frames) / len(some) <= PICTURES:
+        if size * len(frames) / len(some) <= most:
             break
     return list(video.ahead(frames, lambda frame: encode_picture(frame, quality), os.cpu_count()))
 
@@ -114,7 +135,7 @@ def page_path(name, path, anchor, frames):
         page["still"] = int(path.frames[0]) if path.frozen else None
         return page
     for axis, keys in path.items():
-        if axis not in ("frozen", "ease"):
+        if axis not in trajectory.FLAGS:
             at = np.linspace(0, 1, len(keys)) if len(keys) > 1 else [0]
             page["tracks"][axis] = [[float(t), float(key)] for t, key in zip(at, keys, strict=True)]
     page["between"] = "spline"
@@ -146,28 +167,36 @@ def gather(args, seq, paths, pivot, progress):
         if frame % every == 0:
             shown.append(video.resize(pixels[None], size[1], size[0])[0])
         progress.update()
+    depth = encode_depth(depth_maps(seq, frames, size))
+    room = max(PICTURES, PAGE - sum(map(len, depth["maps"])))
     return {
         "id": f"{cli.file_hash(seq.rgb_path)[:16]} {pivot.tolist()}",
-        "title": cli.short(seq.path.resolve().name, 80), "command": command(args),
+        "title": cli.short(seq.path.resolve().name, 80),
+        "fused": bool(vars(args).get("fuse_static")),
         "frames": info.frames, "every": every, "fps": float(info.fps),
         "times": list(map(float, info.times or ())), "video": [info.width, info.height],
         "width": size[0], "height": size[1], "pixel_aspect": float(info.pixel_aspect),
         "k": seq.intrinsics.tolist(), "c2w": None if seq.c2w is None else seq.c2w.tolist(),
         "pivot": pivot.tolist(), "edge_threshold": args.edge_threshold, "presets": presets(),
         "paths": [page_path(name, path, args.anchor, info.frames) for name, path in paths],
-        "pictures": encode_pictures(shown), "depth": encode_depth(depth_maps(seq, frames, size)),
+        "pictures": encode_pictures(shown, room), "depth": depth, "constants": CONSTANTS,
     }
 
 
-def command(args):
-    """[What begins a data_gen.py command for this folder, what a txt needs besides]."""
+def command(args, pivot):
+    """[What begins a data_gen.py command for this folder, what a txt needs besides].
+
+    pivot: as --pivot, or None.
+    """
     start = ["python", "data_gen.py", "--data_path", str(args.data_path), "--mode", "eval"]
     for name in ("intrinsics_file", "extrinsics_file", "edge_threshold"):
         if getattr(args, name) is not None:
             start += [f"--{name}", str(getattr(args, name))]
     if args.depth_file != sequence.DEPTH:
         start += ["--depth_file", args.depth_file]
-    orbit = ["--pivot", args.pivot] if args.pivot is not None else []
+    if vars(args).get("fuse_static"):
+        start += ["--fuse_static"]
+    orbit = [f"--pivot={pivot}"] if pivot is not None else []
     if args.radius_scale != 1:
         orbit += ["--radius_scale", str(args.radius_scale)]
     return [shlex.join(start), shlex.join(orbit)]
@@ -176,13 +205,15 @@ def command(args):
 def write(args, seq, paths, pivot, progress):
     """Write <data_path>/design.html and return its path.
 
-    args: the paths' arguments of data_gen.py. seq: the Sequence that they open. paths: (name,
-    keyframes or Cameras) to begin with. pivot: float64 [3], what paths turn about in source camera
-    coordinates, or None for the usual point. progress.update() is called for each frame.
+    args: the arguments of data_gen.py. seq: the Sequence that they open. paths: (name, keyframes or
+    Cameras) to begin with. pivot: float64 [3], what paths turn about in source camera coordinates,
+    or None for the depth at the centre. progress.update() is called for each frame.
     """
+    words = args.pivot
     if pivot is None:
-        pivot = trajectory.point_of(usual_depth(seq))
-    told = gather(args, seq, paths, pivot, progress)
+        depth, words = usual_depth(seq)
+        pivot = trajectory.point_of(depth * args.radius_scale)
+    told = gather(args, seq, paths, pivot, progress) | {"command": command(args, words)}
     parts = {"TITLE": html.escape(told["title"]), "DATA": json.dumps(
         told, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")}
     for place, names in SCRIPTS.items():
@@ -197,7 +228,14 @@ def write(args, seq, paths, pivot, progress):
 
 
 def usual_depth(seq):
-    """The middle one of the first frame's known depths; 1 if there are none."""
-    depth = seq.depth(0, 1)
-    known = depth[depth > 0]
-    return known.median().item() if len(known) else 1.0
+    """(Depth of what paths turn about, as --pivot or None): the depth at the centre.
+
+    Where that is unknown, it is the middle one of the first frame's known depths, or 1.
+    """
+    try:
+        return seq.pivot_depth, None
+    except InputError:
+        depth = seq.depth(0, 1)
+        there = depth[depth > 0]
+        middle = there.median().item() if len(there) else 1.0
+        return middle, middle

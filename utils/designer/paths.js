@@ -1,5 +1,5 @@
 "use strict";
-// Camera paths of the path designer: keyframes to the camera of every frame, txt and json.
+// Camera paths of the path designer: from keyframes to the camera of every frame.
 // The formulas are those of utils/trajectory.py. Matrices are arrays of rows.
 //
 // A path: {name, anchor, between, ease, still, pivot, tracks, base}. tracks: {axis: [[t, value],
@@ -10,12 +10,12 @@ const ORBIT = ["phi", "theta", "r"];
 const FREE = ["x", "y", "z", "yaw", "pitch", "roll"];
 const AXES = [...ORBIT, "zoom", ...FREE];
 const DEGREES = ["phi", "theta", "yaw", "pitch", "roll"];
-const FAR = 1e6;
 
 // ---- matrices -----------------------------------------------------------------------------------
 
-function times(a, b) {
-  return a.map((row) => b[0].map((_, j) => row.reduce((sum, value, i) => sum + value * b[i][j], 0)));
+function multiply(a, b) {
+  return a.map((row) => b[0].map((_, j) =>
+    row.reduce((sum, value, i) => sum + value * b[i][j], 0)));
 }
 
 function identity(n) {
@@ -95,8 +95,8 @@ function smooth(keys, at) {
 
 /** Whether keys lie at even times, as those of a txt do. */
 function isEven(keys) {
-  const last = keys.length - 1;
-  return keys.length === 1 || keys.every(([t], i) => Math.abs(t - i / last) < 1e-9);
+  const even = evenly(keys.length);
+  return keys.length === 1 || keys.every(([t], i) => Math.abs(t - even[i]) < 1e-9);
 }
 
 /** Values of a track at moments `at` in [0, 1]; without keys `usual`. */
@@ -105,10 +105,8 @@ function valuesOf(keys, usual, between, at) {
   if (keys.length === 1) return at.map(() => keys[0][1]);
   if (between === "smooth") return smooth(keys, at);
   if (between === "lines" || keys.length < 4) return lines(keys, at);
-  const values = spline(keys.map(([, value]) => value), at);
-  values[0] = keys[0][1];
-  values[values.length - 1] = keys[keys.length - 1][1];
-  return values;
+  const ends = {0: keys[0][1], 1: keys[keys.length - 1][1]};  // which trajectory.py sets too
+  return spline(keys.map(([, value]) => value), at).map((value, i) => ends[at[i]] ?? value);
 }
 
 /** Where on its path a camera is at t in [0, 1], if it starts and ends gently. */
@@ -116,10 +114,14 @@ function eased(t) {
   return t * t * (3 - 2 * t);
 }
 
+/** `count` numbers from 0 to 1 at even steps; 0 alone if it is one. */
+function evenly(count) {
+  return Array.from({length: count}, (_, i) => i / Math.max(1, count - 1));
+}
+
 /** The moments of all frames in [0, 1]. */
 function moments(count, ease) {
-  const at = Array.from({length: count}, (_, i) => count > 1 ? i / (count - 1) : 0);
-  return ease ? at.map(eased) : at;
+  return ease ? evenly(count).map(eased) : evenly(count);
 }
 
 // ---- from paths to cameras ----------------------------------------------------------------------
@@ -136,24 +138,28 @@ function curves(path, count) {
 
 /** Source camera to target camera of an orbit: relative_motion of utils/trajectory.py. */
 function orbit(phi, theta, r, pivot) {
-  const turn = times(rotation(phi, 2, 0), rotation(theta, 1, 2));
-  const moved = times(turn, pivot.map((value) => [value * (1 + r)]));
+  const turn = multiply(rotation(phi, 2, 0), rotation(theta, 1, 2));
+  const moved = multiply(turn, pivot.map((value) => [value * (1 + r)]));
   return pose(turn, pivot.map((value, i) => value - moved[i][0]));
 }
 
-/** Target camera to the camera that the path moves relative to, of one frame's values. */
-function relativePose(values, pivot) {
-  const {phi, theta, r, x, y, z, yaw, pitch, roll} = values;
-  let c2w = identity(4);
-  if (phi || theta || r) c2w = inverse(orbit(phi, theta, r, pivot));
-  if (!(x || y || z || yaw || pitch || roll)) return c2w;
-  const turn = times(times(rotation(yaw, 2, 0), rotation(pitch, 1, 2)), rotation(roll, 0, 1));
-  return times(c2w, pose(turn, [x, y, z].map((value) => value * pivot[2])));
+/** Orbiting camera to the camera that it leaves, of one frame's values; null for no orbit. */
+function orbitPose({phi, theta, r}, pivot) {
+  return phi || theta || r ? inverse(orbit(phi, theta, r, pivot)) : null;
+}
+
+/** The same of free moves, which follow the orbit; `radius` is their unit. */
+function freePose({x, y, z, yaw, pitch, roll}, radius) {
+  if (!(x || y || z || yaw || pitch || roll)) return null;
+  const turn = multiply(rotation(yaw, 2, 0), rotation(pitch, 1, 2));
+  return pose(multiply(turn, rotation(roll, 0, 1)), [x, y, z].map((value) => value * radius));
 }
 
 /** {c2w, intrinsics, frames} of every frame, as --cameras reads them: c2w relative to the source's.
  *
- * source: {k: of every frame, c2w: camera to world of every frame or null, pivot}.
+ * source: {k: of every frame, c2w: camera to world of every frame or null, pivot}. A path with a
+ * base orbits about source.pivot as the base's camera sees it, but about a point that was picked,
+ * path.pivot, where that lies in the source camera.
  */
 function cameras(path, source) {
   const count = source.k.length;
@@ -163,21 +169,20 @@ function cameras(path, source) {
   for (let i = 0; i < count; i++) {
     const now = Object.fromEntries(AXES.map((axis) => [axis, values[axis][i]]));
     const frame = path.still ?? i;
-    let c2w = relativePose(now, pivot);
-    if (path.base) c2w = isIdentity(c2w) ? path.base.c2w[i] : times(path.base.c2w[i], c2w);
+    const base = path.base ? path.base.c2w[i] : null;
+    const around = orbitPose(now, pivot);
+    const parts = path.pivot ? [around, base] : [base, around];
     if (path.anchor === "first" && source.c2w) {
-      c2w = times(times(inverse(source.c2w[frame]), source.c2w[0]), c2w);
+      parts.unshift(inverse(source.c2w[frame]), source.c2w[0]);
     }
+    parts.push(freePose(now, pivot[2]));
+    const moved = parts.filter(Boolean);
     const [[fx, a, cx], [b, fy, cy], last] = path.base ? path.base.intrinsics[i] : source.k[i];
-    found.c2w.push(c2w);
+    found.c2w.push(moved.length ? moved.reduce(multiply) : identity(4));
     found.intrinsics.push([[fx * now.zoom, a, cx], [b, fy * now.zoom, cy], last]);
     found.frames.push(frame);
   }
   return found;
-}
-
-function isIdentity(matrix) {
-  return matrix.every((row, i) => row.every((value, j) => value === Number(i === j)));
 }
 
 // ---- editing ------------------------------------------------------------------------------------
@@ -195,9 +200,13 @@ function keyTimes(path) {
 
 /** Values of a path at one moment of its video, by axis. */
 function valuesAt(path, t) {
-  const around = [0, t, 1];  // valuesOf pins the first and last of what it is asked for
   return Object.fromEntries(AXES.map((axis) =>
-    [axis, valuesOf(path.tracks[axis], Number(axis === "zoom"), path.between, around)[1]]));
+    [axis, valuesOf(path.tracks[axis], Number(axis === "zoom"), path.between, [t])[0]]));
+}
+
+/** Whether an axis has so many keys that a txt's would not be joined by lines. */
+function isCurved(path) {
+  return Object.values(path.tracks).some((keys) => keys.length > 3);
 }
 
 /** Let a path go through its keys, once it may not be joined as a txt is.
@@ -206,19 +215,19 @@ function valuesAt(path, t) {
  */
 function goThroughKeys(path) {
   if (path.between === "spline") {
-    const all = keyTimes(path).map((t) => [t, valuesAt(path, t)]);
-    for (const axis of Object.keys(path.tracks)) {
-      path.tracks[axis] = all.map(([t, values]) => [t, values[axis]]);
+    const at = keyTimes(path);
+    for (const [axis, keys] of Object.entries(path.tracks)) {
+      const values = valuesOf(keys, Number(axis === "zoom"), "spline", at);
+      path.tracks[axis] = at.map((t, i) => [t, values[i]]);
     }
   }
-  const most = Math.max(...Object.values(path.tracks).map((keys) => keys.length));
-  path.between = most > 3 ? "smooth" : "lines";
+  path.between = isCurved(path) ? "smooth" : "lines";
 }
 
 /** Set a keyframe at t: those values of it that `changes` gives, the others as they are there. */
 function setKey(path, t, changes) {
-  const isCurved = Object.values(path.tracks).some((keys) => keys.length > 3);
-  if (path.between === "spline" && (isCurved || !keyTimes(path).includes(t))) goThroughKeys(path);
+  const isNew = !keyTimes(path).includes(t);
+  if (path.between === "spline" && (isCurved(path) || isNew)) goThroughKeys(path);
   const now = {...valuesAt(path, t), ...changes};
   const before = keyTimes(path);
   for (const axis of new Set([...ORBIT, ...Object.keys(path.tracks), ...Object.keys(changes)])) {
@@ -249,145 +258,35 @@ function deleteKey(path, t) {
   }
 }
 
-/** Add a preset of an amount to a path. preset: {zero, one}, its keyframes of amounts 0 and 1. */
+/** Add a preset of an amount to a path. preset: {zero, one}, its keyframes of amounts 0 and 1.
+ *
+ * A path of a txt's keys becomes what `joined` of utils/trajectory.py makes of it and the preset.
+ */
 function addPreset(path, {zero, one}, amount, middle) {
-  const combine = {zoom: (a, b) => a * b};
+  const isOfTxt = path.between === "spline" || (path.between === "lines" && !isCurved(path));
+  const {between} = path;
   for (const [axis, keys] of Object.entries(one)) {
     if (axis === "frozen") {
       path.still = middle;
       continue;
     }
+    const even = evenly(keys.length);
     const added = keys.map((value, i) =>
-      [i / (keys.length - 1), zero[axis][i] + amount * (value - zero[axis][i])]);
-    const usual = Number(axis === "zoom");
-    const there = path.tracks[axis] || [[0, usual]];
-    const all = [...new Set([...there, ...added].map(([t]) => t))].sort((a, b) => a - b);
-    const [before, after] = [valuesOf(there, usual, path.between, all), lines(added, all)];
-    path.tracks[axis] = all.map((t, i) =>
-      [t, (combine[axis] || ((a, b) => a + b))(before[i], after[i])]);
-    if (all.length > 3 && path.between !== "smooth") {
-      path.between = isEven(path.tracks[axis]) ? "spline" : "smooth";
-    }
+      [even[i], zero[axis][i] + amount * (value - zero[axis][i])]);
+    path.tracks[axis] = addedTrack(path.tracks[axis], added, axis === "zoom", isOfTxt, between);
   }
+  if (!isOfTxt || !isCurved(path)) return;
+  const long = Object.values(path.tracks).filter((keys) => keys.length > 3);
+  path.between = long.every(isEven) ? "spline" : "smooth";
 }
 
-// ---- files --------------------------------------------------------------------------------------
-
-/** What keeps a path from being written as a txt, in words, or null. */
-function whyNoTxt(path) {
-  const free = FREE.some((axis) => (path.tracks[axis] || []).some(([, value]) => value));
-  if (path.base) return "it began as a camera file";
-  if (free) return "it moves freely, not on an orbit";
-  if ((path.tracks.zoom || []).some(([, value]) => value !== 1)) return "its focal length changes";
-  if (path.ease) return "it is eased";
-  if (path.still !== null) return "time stands still";
-  for (const axis of ORBIT) {
-    const keys = path.tracks[axis];
-    if (!isEven(keys)) return `its keys of ${axis} are not evenly spread`;
-    if (keys.length > 2 && path.between === "smooth") return "it is smooth";
-    if (keys.length > 3 && path.between !== "spline") return "a txt does not pass through four keys";
-  }
-  return null;
-}
-
-function toTxt(path) {
-  const numbers = (axis) => path.tracks[axis].map(([, value]) => String(value)).join(" ");
-  return `${ORBIT.map(numbers).join("\n")}\n`;
-}
-
-/** The path of a txt: three lines of numbers; # begins a comment. Throws words for people. */
-function fromTxt(name, text) {
-  const rows = text.split("\n").map((line) => line.split("#")[0].trim()).filter(Boolean);
-  if (rows.length !== 3) {
-    throw new Error(`${name} has ${rows.length} lines of numbers; expected three: phi, theta, r`);
-  }
-  const path = {...newPath(name.replace(/\.txt$/, "")), between: "spline"};
-  rows.forEach((row, i) => {
-    const values = row.split(/[\s,]+/).filter(Boolean).map(Number);
-    if (!values.every((value) => Math.abs(value) <= FAR)) {
-      throw new Error(`${name}, line ${i + 1}: expected numbers, got ${row.slice(0, 60)}`);
-    }
-    const last = values.length - 1;
-    path.tracks[ORBIT[i]] = values.map((value, j) => [last ? j / last : 0, value]);
-  });
-  return path;
-}
-
-function toJson(path, source) {
-  return JSON.stringify({...cameras(path, source), design: path});
-}
-
-/** The path of a json that this page saved, or of one with c2w or keys. Throws words for people. */
-function fromJson(name, text, source) {
-  let data;
-  try {
-    data = JSON.parse(text);
-  } catch {
-    throw new Error(`${name} is no JSON`);
-  }
-  if (Array.isArray(data)) data = {c2w: data};
-  const label = name.replace(/\.json$/, "");
-  if (data?.design?.tracks) {
-    const own = {...newPath(label), ...data.design, name: label};
-    const again = cameras(own, source);
-    const isSame = JSON.stringify(again) === JSON.stringify({
-      c2w: data.c2w, intrinsics: data.intrinsics, frames: data.frames});
-    if (isSame) return own;  // of this very video
-  }
-  return {...newPath(label), ...fromCameras(name, data, source)};
-}
-
-/** {base, still} of the numbers that --cameras reads. */
-function fromCameras(name, data, source) {
-  const count = source.k.length;
-  const is = (value, n) => Array.isArray(value) && value.length === n &&
-    value.every((row) => Array.isArray(row) && row.length === n && row.every(Number.isFinite));
-  const every = (what, value, n, usual) => {
-    if (value === undefined) return usual;
-    if (is(value, n)) return Array.from({length: count}, () => value);
-    if (Array.isArray(value) && value.length === count && value.every((one) => is(one, n))) return value;
-    throw new Error(`${name}: ${what} must be ${n} x ${n}, or so for each of the ${count} frames`);
-  };
-  let c2w = every("c2w", data?.c2w, 4, null);
-  if (!c2w && Array.isArray(data?.keys) && data.keys.length && data.keys.every((key) => is(key, 4))) {
-    c2w = betweenPoses(data.keys, count);
-  }
-  if (!c2w) throw new Error(`${name} has neither c2w nor keys: no camera file`);
-  const intrinsics = every("intrinsics", data.intrinsics, 3, source.k);
-  const {frames} = data;
-  const first = Array.isArray(frames) ? frames[0] : frames;
-  const all = Array.from({length: count}, (_, i) => Array.isArray(frames) ? frames[i] : first);
-  const isStill = count > 1 && all.every((frame) => frame === first) && first in source.k;
-  if (data.frames !== undefined && !isStill && !all.every((frame, i) => frame === i)) {
-    throw new Error(`${name}: frames must be 0 to ${count - 1}, or one of them ${count} times`);
-  }
-  return {base: {c2w, intrinsics}, still: data.frames !== undefined && isStill ? first : null};
-}
-
-/** between_keys of utils/trajectory.py: even turns about one axis and even moves between poses. */
-function betweenPoses(keys, count) {
-  return moments(count, false).map((t) => {
-    const at = t * (keys.length - 1);
-    const i = Math.max(0, Math.min(Math.floor(at), keys.length - 2));
-    const [a, b] = [keys[i], keys[Math.min(i + 1, keys.length - 1)]];
-    const turn = (matrix) => matrix.slice(0, 3).map((row) => row.slice(0, 3));
-    const across = times(inverse(turn(a)), turn(b));
-    const place = [0, 1, 2].map((axis) => a[axis][3] + (at - i) * (b[axis][3] - a[axis][3]));
-    return pose(times(turn(a), partOfTurn(across, at - i)), place);
-  });
-}
-
-/** A share of a rotation matrix's turn about its axis (Rodrigues' formula). */
-function partOfTurn(matrix, part) {
-  const axis = [matrix[2][1] - matrix[1][2], matrix[0][2] - matrix[2][0],
-                matrix[1][0] - matrix[0][1]];
-  const length = Math.hypot(...axis);
-  const angle = Math.atan2(length, matrix[0][0] + matrix[1][1] + matrix[2][2] - 1);
-  if (length < 1e-12) return identity(3);
-  const [x, y, z] = axis.map((value) => value / length);
-  const cross = [[0, -z, y], [z, 0, -x], [-y, x, 0]];
-  const [sin, cos] = [Math.sin(part * angle), 1 - Math.cos(part * angle)];
-  const square = times(cross, cross);
-  return identity(3).map((row, i) =>
-    row.map((value, j) => value + sin * cross[i][j] + cos * square[i][j]));
+/** The sum of two tracks, or the product of zooms; of even keys of a txt it is one of such keys. */
+function addedTrack(track, added, isZoom, isOfTxt, between) {
+  const there = track || [[0, Number(isZoom)]];
+  const isJoined = isOfTxt && isEven(there);
+  const all = [...new Set([...there, ...added].map(([t]) => t))].sort((a, b) => a - b);
+  const at = isJoined ? evenly(Math.max(there.length, added.length)) : all;
+  const before = valuesOf(there, Number(isZoom), isJoined ? "lines" : between, at);
+  const more = lines(added, at);
+  return at.map((t, i) => [t, isZoom ? before[i] * more[i] : before[i] + more[i]]);
 }

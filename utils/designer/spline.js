@@ -7,8 +7,9 @@ const TOLERANCE = 0.001;  // of that sum
 
 /** Values at moments `at` in [0, 1] of the spline of keys evenly spread over [0, 1]. */
 function spline(keys, at) {
+  if (!keys.every(Number.isFinite)) return at.map(() => NaN);  // nothing would be close to these
   const count = keys.length;
-  const x = keys.map((_, i) => i / (count - 1));
+  const x = evenly(count);
   const fit = findKnots(x, keys);
   const weights = fit.missed < count - TOLERANCE * count && fit.knots.length > 8
     ? relax(x, keys, fit) : fit.weights;
@@ -147,7 +148,8 @@ function thirdDerivativeJumps(knots) {
 /** The weights that miss keys least, with jumps counted by 1 / p if they are given. */
 function leastSquares(x, keys, knots, smoothing) {
   const size = knots.length - 4;
-  const matrix = Array.from({length: size}, () => new Float64Array(5));  // [i][k]: row i, column i + k
+  // [i][k]: row i, column i + k
+  const matrix = Array.from({length: size}, () => new Float64Array(5));
   const right = new Float64Array(size);
   const count = (at, row, factor) => {
     for (let i = 0; i < row.length; i++) {

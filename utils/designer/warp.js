@@ -3,14 +3,11 @@
 // Every operation of utils/warp.py that decides where a pixel lands is rounded as it is there, by
 // Math.fround, so that the masks are equal. Nothing here needs a GPU.
 const round = Math.fround;
-const SHARPNESS = 50;
-const MAX_DEPTH = 1000;
-const REACH = 2;
-const KEPT = 60;  // decoded frames held in memory
+const KEPT = 100;  // decoded frames held in memory
 const HOLES = {black: [0, 0, 0], colour: [255, 0, 140]};
-let scene;  // what utils/designer/page.py wrote, with depth as bytes
-const pictures = new Map();  // kept frame: bytes, RGBA
-const depths = new Map();    // kept frame: float32, at the size shown
+let scene;  // what utils/designer/page.py wrote, with depth as codes
+const pictures = new Map();  // number of a picture: bytes, RGBA
+const depths = new Map();    // number of a picture: float32, at the size shown
 let sums = null;             // of the splat: red, green, blue, weight of each pixel
 
 // ---- what the page holds ------------------------------------------------------------------------
@@ -43,12 +40,14 @@ async function readCodes({width, height, maps}) {
   return codes;
 }
 
-/** The depth of every code: float16 bits, or even steps of the logarithm; 0 stands for unknown. */
-function codebook({log}) {
+/** The depth of every code: float16 bits, or even steps of 1 / z or log z; 0 stands for unknown. */
+function codebook({kind, low, step}) {
   const values = new Float32Array(65536);
   for (let code = 1; code < 65536; code++) {
-    if (log) {
-      values[code] = Math.exp(log[0] + log[1] * code);
+    if (kind === "inverse") {
+      values[code] = 1 / (low + step * code);
+    } else if (kind === "log") {
+      values[code] = Math.exp(low + step * code);
     } else if (code < 0x7c00) {
       const exponent = code >> 10;
       const fraction = code & 1023;
@@ -58,17 +57,17 @@ function codebook({log}) {
   return values;
 }
 
-/** What keep() holds of a key, or make() gives; the oldest goes first. */
-async function kept(map, key, make) {
-  if (!map.has(key)) {
-    map.set(key, await make());
-    if (map.size > KEPT) map.delete(map.keys().next().value);
-  }
-  return map.get(key);
+/** What a map holds of a key, or make() gives; what was used least recently goes first. */
+async function cached(map, key, make) {
+  const value = map.get(key) ?? await make();
+  map.delete(key);
+  map.set(key, value);
+  if (map.size > KEPT) map.delete(map.keys().next().value);
+  return value;
 }
 
 function picture(i) {
-  return kept(pictures, i, async () => {
+  return cached(pictures, i, async () => {
     const bytes = Uint8Array.from(atob(scene.pictures[i]), (c) => c.charCodeAt(0));
     const image = await createImageBitmap(new Blob([bytes], {type: "image/avif"}),
                                           {colorSpaceConversion: "none"});
@@ -80,7 +79,7 @@ function picture(i) {
 }
 
 function depth(i) {
-  return kept(depths, i, async () => {
+  return cached(depths, i, async () => {
     const {width, height} = scene.depth;
     const map = new Float32Array(width * height);
     const codes = scene.codes[i];
@@ -154,9 +153,9 @@ function cutEdges(map, threshold) {
 /** H and T t of reproject in utils/warp.py, 9 and 3 numbers of float32. */
 function homography(motion, k, target) {
   const rotation = motion.slice(0, 3).map((row) => row.slice(0, 3));
-  const product = times(target, rotation);
-  const h = times(product.map((row, i) => row.map((value, j) => value - k[i][j])), inverse(k));
-  const moved = times(target, motion.slice(0, 3).map((row) => [row[3]]));
+  const product = multiply(target, rotation);
+  const h = multiply(product.map((row, i) => row.map((value, j) => value - k[i][j])), inverse(k));
+  const moved = multiply(target, motion.slice(0, 3).map((row) => [row[3]]));
   return [h.flatMap((row, i) => row.map((value, j) => round(value + (i === j)))),
           moved.map(([value]) => round(value))];
 }
@@ -175,7 +174,8 @@ function splat(z, [h, t], colours) {
   const stride = width + 2;
   const total = sums ||= new Float32Array(4 * stride * (height + 2));
   total.fill(0);
-  const sharpness = colours ? -SHARPNESS / farthest(z, h, t2) : 0;
+  const {sharpness, max_depth: most} = scene.constants;
+  const falloff = colours ? -sharpness / farthest(z, h, t2) : 0;
   for (let y = 0, i = 0; y < height; y++) {
     const a = round(h1 * y);
     const b = round(h4 * y);
@@ -195,7 +195,7 @@ function splat(z, [h, t], colours) {
       const top = Math.floor(v);
       const right = Math.ceil(u);
       const bottom = Math.ceil(v);
-      const weight = colours ? Math.exp(sharpness * Math.log1p(Math.min(now, MAX_DEPTH))) : 1;
+      const weight = colours ? Math.exp(falloff * Math.log1p(Math.min(now, most))) : 1;
       const leftShare = round(1 - round(u - left));
       const rightShare = round(1 - round(right - u));
       const upper = weight * round(1 - round(v - top));
@@ -228,27 +228,27 @@ function farthest(z, h, t2) {
       if (z[i] !== 0) most = Math.max(most, (h[6] * x + c) * z[i] + t2);
     }
   }
-  return Math.max(Math.log1p(Math.min(most, MAX_DEPTH)), 1e-12);
+  return Math.max(Math.log1p(Math.min(most, scene.constants.max_depth)), 1e-12);
 }
 
-/** Where the new view is known: 1, or 0 in a hole that has grown by REACH pixels to every side. */
+/** Where a new view is known: 1, or 0 in a hole that has grown by `reach` pixels to every side. */
 function grownMask(total) {
-  const {width, height} = scene;
+  const {width, height, constants: {reach}} = scene;
   const across = new Uint8Array(width * height);
   for (let y = 0; y < height; y++) {
     const row = 4 * ((y + 1) * (width + 2) + 1) + 3;
-    let last = -Infinity;  // the hole nearest on the left of x + REACH
-    for (let x = 0; x < width + REACH; x++) {
+    let last = -Infinity;  // the hole nearest on the left of x + reach
+    for (let x = 0; x < width + reach; x++) {
       if (x < width && !(total[row + 4 * x] > 0)) last = x;
-      if (x >= REACH) across[y * width + x - REACH] = x - last > 2 * REACH ? 1 : 0;
+      if (x >= reach) across[y * width + x - reach] = x - last > 2 * reach ? 1 : 0;
     }
   }
   const mask = new Uint8Array(width * height);
   for (let x = 0; x < width; x++) {
     let last = -Infinity;
-    for (let y = 0; y < height + REACH; y++) {
+    for (let y = 0; y < height + reach; y++) {
       if (y < height && !across[y * width + x]) last = y;
-      if (y >= REACH) mask[(y - REACH) * width + x] = y - last > 2 * REACH ? 1 : 0;
+      if (y >= reach) mask[(y - reach) * width + x] = y - last > 2 * reach ? 1 : 0;
     }
   }
   return mask;
@@ -292,12 +292,17 @@ function motionOf({k, target, c2w}) {
 }
 
 const answers = {
-  /** A view of a kept frame: its pixels, mask and share of holes. */
-  async view({picture: i, holes, ...camera}) {
+  /** A new view: its pixels, its share of holes and, if it is wanted, its mask. */
+  async view({picture: i, holes, isMaskWanted, ...camera}) {
     const source = await picture(i);
     const total = splat(await depth(i), motionOf(camera), source);
     const mask = grownMask(total);
-    return {pixels: colour(total, mask, source, holes), mask, share: share(mask)};
+    const found = {pixels: colour(total, mask, source, holes), share: share(mask)};
+    return isMaskWanted ? {...found, mask} : found;
+  },
+  /** The pixels of a picture itself. */
+  async source({picture: i}) {
+    return {pixels: (await picture(i)).slice()};
   },
   /** The share of holes alone. */
   async holes({picture: i, ...camera}) {
@@ -339,15 +344,18 @@ async function start(given) {
   scene = given;
   scene.codes = await readCodes(scene.depth);
   scene.codebook = codebook(scene.depth);
+  await picture(0).catch(() => {
+    throw new Error("This browser cannot read AVIF pictures");
+  });
 }
 
 if (typeof WorkerGlobalScope !== "undefined") {
-  onmessage = async ({data: {number, ask, ...rest}}) => {
+  onmessage = async ({data: {ask, ...rest}}) => {
     try {
       const answer = ask === "start" ? await start(rest.scene) : await answers[ask](rest);
-      postMessage({number, answer}, answer?.pixels ? [answer.pixels.buffer] : []);
+      postMessage({answer}, answer?.pixels ? [answer.pixels.buffer] : []);
     } catch (error) {
-      postMessage({number, error: String(error)});
+      postMessage({error: error.message});
     }
   };
 }

@@ -92,13 +92,23 @@ async function load(all) {
   for (const file of all) {
     try {
       const text = await file.text();
-      const one = file.name.endsWith(".txt") ? fromTxt(file.name, text)
-        : fromJson(file.name, text, source);
-      addPath(one);
+      const isTxt = file.name.endsWith(".txt");
+      addPath(isTxt ? await withNeeds(fromTxt(file.name, text), needsOf(text))
+        : fromJson(file.name, text, source));
     } catch (error) {
       note(error.message);
     }
   }
+}
+
+/** A txt's path as it was saved: relative to what, and turning about what. */
+async function withNeeds(one, {pixel, anchor}) {
+  if (anchor === "first" && !data.c2w) note(`${one.name}.txt was relative to the first camera.`);
+  else one.anchor = anchor;
+  const [x, y] = pixel || [];
+  const point = pixel && await warp.ask("point", {picture: 0, k: data.k[0], x, y});
+  if (point) one.pivot = {pixel, point};
+  return one;
 }
 
 async function copyCommand() {

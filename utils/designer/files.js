@@ -2,6 +2,7 @@
 // Path files of the path designer: txt for --trajs, json for --cameras. What utils/camera_paths.py
 // and utils/sequence.py refuse is refused here too, in words for people.
 const OFF = 1e-3;  // that a rotation, and a skew in focal lengths, may be off by
+const NEEDS = "# needs ";  // begins a comment of a txt: the flags that it is to be used with
 const LINE_ENDS = /\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/;
 const NUMBER = /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i;
 
@@ -26,7 +27,18 @@ function whyNoTxt(path) {
 
 function toTxt(path) {
   const numbers = (axis) => path.tracks[axis].map(([, value]) => String(value)).join(" ");
-  return `${ORBIT.map(numbers).join("\n")}\n`;
+  const flags = [path.pivot && `--pivot ${path.pivot.pixel}`,
+                 path.anchor === "first" && "--anchor first"].filter(Boolean);
+  const needs = flags.length ? `${NEEDS}${flags.join(" ")}\n` : "";
+  return `${needs}${ORBIT.map(numbers).join("\n")}\n`;
+}
+
+/** What a txt's comment of toTxt says it needs: {pixel or null, anchor}. */
+function needsOf(text) {
+  const line = text.split(LINE_ENDS).find((each) => each.startsWith(NEEDS)) || "";
+  const [, x, y] = line.match(/--pivot (\d+),(\d+)/) || [];
+  return {pixel: x === undefined ? null : [Number(x), Number(y)],
+          anchor: line.includes("--anchor first") ? "first" : "source"};
 }
 
 /** The path of a txt: read_keyframes of utils/camera_paths.py. */

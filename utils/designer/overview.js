@@ -1,7 +1,7 @@
 "use strict";
 // The overview of the path designer: scene, source cameras and paths from outside, on a 2D canvas.
 const POINTS = 4000;  // of the scene, that are drawn
-const outside = {yaw: 35, pitch: -25, scale: 1.4};  // the camera that looks at it all
+const outside = {yaw: 35, pitch: -25, scale: 1.15};  // the camera that looks at it all
 let points = null;  // of the scene: {places, colours, frame: of the source}
 let isPaintAsked = false;
 
@@ -56,14 +56,14 @@ function paintOverview() {
 
 /** A function from a place to [x, y, depth] on the canvas; null behind the eye.
  *
- * The eye looks at the pivot from two and a half radii away.
+ * The eye looks at a place before the pivot from two and a half radii away.
  */
 function projection(width, height) {
   const radius = data.pivot[2];
   const turn = multiply(rotation(outside.pitch, 1, 2), rotation(outside.yaw, 2, 0));
   const focal = 1.1 * Math.min(width, height) * outside.scale;
   return (place) => {
-    const from = place.map((value, i) => (value - data.pivot[i]) / radius);
+    const from = place.map((value, i) => (value - 0.6 * data.pivot[i]) / radius);
     const [x, y, z] = turn.map((row) => row[0] * from[0] + row[1] * from[1] + row[2] * from[2]);
     const depth = z + 2.5;
     if (depth <= 0.05) return null;
@@ -131,6 +131,7 @@ function listenToOverview() {
     });
   });
   canvas.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey) return;  // the page scrolls; a pinch on a trackpad has ctrlKey
     event.preventDefault();
     outside.scale = clamp(outside.scale * Math.exp(-event.deltaY / 500), 0.2, 8);
     drawOverview();

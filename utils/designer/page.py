@@ -1,7 +1,8 @@
 """The page on which camera paths are drawn: one file with the video, its depth and the warp.
 
 It opens from disk in any browser, without a server or a network. paths.js has the paths' formulas,
-spline.js how a txt's numbers are joined, warp.js the warp of utils/warp.py, design.js what is seen.
+spline.js how a txt's numbers are joined, warp.js the warp of utils/warp.py; the other scripts are
+what is seen: state.js (changes, undo), view.js, timeline.js, overview.js, files.js, design.js.
 """
 
 import base64

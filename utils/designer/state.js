@@ -34,12 +34,16 @@ function el(name, attributes = {}, ...children) {
   return node;
 }
 
-function note(words, action = "Close", act = () => {}) {
-  const [text, button] = $("note").children;
+/** Say something over the page, with a button that does something about it if there is one. */
+function note(words, action = "", act = () => {}) {
+  const [text, button, close] = $("note").children;
+  const hide = () => { $("note").hidden = true; };
   text.textContent = words;
   button.textContent = action;
+  button.hidden = !action;
+  close.onclick = hide;
   button.onclick = () => {
-    $("note").hidden = true;
+    hide();
     act();
   };
   $("note").hidden = false;

@@ -2,10 +2,12 @@
 // Time in the path designer: the frame that is shown, play, keys, curves and the fields of a frame.
 const SIZES = {phi: 40, theta: 40, yaw: 40, pitch: 40, roll: 40};  // the least span of a curve
 const FIELDS = {
-  phi: ["phi", "degrees to the right"], theta: ["theta", "degrees up"],
-  r: ["r", "closer, a fraction of the radius"], zoom: ["focal length", "pixels"],
-  x: ["x", "right, in radii"], y: ["y", "down, in radii"], z: ["z", "forward, in radii"],
-  yaw: ["yaw", "degrees to the right"], pitch: ["pitch", "degrees up"], roll: ["roll", "degrees"],
+  phi: ["phi, right °", "orbit to the right, degrees"],
+  theta: ["theta, up °", "orbit upwards, degrees"],
+  r: ["r, closer", "a fraction of the way to what the camera turns about"],
+  zoom: ["focal, pixels", "focal length in pixels of the video"],
+  x: ["x, right", "in radii"], y: ["y, down", "in radii"], z: ["z, forward", "in radii"],
+  yaw: ["yaw, right °", "degrees"], pitch: ["pitch, up °", "degrees"], roll: ["roll °", "degrees"],
 };
 let numbers = [];  // [node, values of all frames, digits]: what drawNow() writes beside curves
 
@@ -38,6 +40,18 @@ function drawNow() {
   for (const [node, values, digits] of numbers) {
     node.textContent = values[state.frame].toFixed(digits);
   }
+  $("pose").textContent = inWords();
+}
+
+/** Where the camera is relative to the source's, as "12° right, 3° up, 10% closer". */
+function inWords() {
+  const all = computed[state.chosen].curves;
+  const said = [["phi", "° right", "° left", 1], ["theta", "° up", "° down", 1],
+                ["r", "% closer", "% back", 100]].map(([axis, more, less, unit]) => {
+    const value = Math.round(unit * all[axis][state.frame]);
+    return value ? `${Math.abs(value)}${value > 0 ? more : less}` : "";
+  });
+  return said.filter(Boolean).join(", ") || "orbit at the source";
 }
 
 function play() {
@@ -64,17 +78,17 @@ function pause() {
   refreshPoints();
 }
 
-/** The frame under a pointer on the key strip or a curve. */
-function frameAt({clientX}) {
-  const {left, width} = $("keys").getBoundingClientRect();
+/** The frame under a pointer on the key strip, or on a curve. */
+function frameAt({clientX}, node = $("keys")) {
+  const {left, width} = node.getBoundingClientRect();
   return clamp((clientX - left) / width, 0, 1) * last;
 }
 
 function scrubOn(node) {
   onPress(node, (event) => {
     pause();
-    go(frameAt(event));
-    track(event, (move) => go(frameAt(move)));
+    go(frameAt(event, node));
+    track(event, (move) => go(frameAt(move, node)));
   });
 }
 
@@ -208,7 +222,7 @@ function holesRow(colour) {
   const limit = heightOf(MANY_HOLES, 0, 1);
   const isMany = most > MANY_HOLES;
   const number = el("b", {class: isMany ? "many" : ""}, holes.length ? percent(most) : "…");
-  return curveRow("holes, at most", number,
+  return curveRow("holes, most (red: 60%)", number,
                   el("line", {class: "limit", x1: 0, x2: 1000, y1: limit, y2: limit}),
                   el("path", {d: line(holes, 0, 1, countedFrames),
                               stroke: isMany ? "var(--bad)" : colour}));
@@ -241,8 +255,13 @@ function makeFields() {
       const value = Number(input.value) / (axis === "zoom" ? baseK(state.frame)[0][0] : 1);
       const isGood = input.value !== "" && Math.abs(value) <= data.constants.far &&
         (axis !== "zoom" || value > 0) && (axis !== "r" || value < 1);
-      if (isGood) change(() => setKey(path(), momentOf(state.frame), {[axis]: value}));
-      else drawFields();
+      if (isGood) {
+        change(() => setKey(path(), momentOf(state.frame), {[axis]: value}));
+        return;
+      }
+      note(`${name}: ${input.value || "nothing"} is out of range; r lies below 1, a focal length ` +
+           "above 0.");
+      drawFields();
     });
     const label = el("label", {title: unit}, el("span", {}, name), input);
     $(FREE.includes(axis) ? "free" : "orbit").append(label);

@@ -49,7 +49,7 @@ function closer(values, step, mode) {
 function pinched(values, from, to, dx, dy) {
   const turned = to.angle - from.angle;
   const twist = turned - 360 * Math.ceil((turned - 180) / 360);  // in (-180, 180]
-  return {...closer(values, Math.log(to.length / from.length), "orbit"),
+  return {...closer(values, Math.log(to.length / from.length) / 2, "orbit"),
           ...dragged(values, dx, dy, "move"), roll: values.roll - twist};
 }
 

@@ -6,6 +6,7 @@ what is seen: state.js (changes, undo), view.js, timeline.js, overview.js, files
 """
 
 import base64
+import functools
 import gzip
 import html
 import io
@@ -27,7 +28,7 @@ SCRIPTS = {"SHARED": ["paths.js", "spline.js"], "WARP": ["warp.js"], "SCRIPT": [
     "state.js", "files.js", "view.js", "timeline.js", "overview.js", "design.js"]}
 LONGEST = 854  # pixels of the longer side that are shown
 MOST_FRAMES = 100  # that are kept; of a longer video every second, third, ...
-QUALITIES = range(84, 40, -4)  # of AVIF: the best at which the page takes up to so many bytes,
+QUALITIES = range(80, 40, -6)  # of AVIF: the best at which the page takes up to so many bytes,
 PAGE = 9.3e6
 PICTURES = 3e6  # but pictures may take so many
 CODES = 2**16  # of depth; 0 stands for unknown
@@ -57,7 +58,7 @@ def encode_depth(maps):
     if all((half[known(each)] == each[known(each)]).all()
            for half, each in zip(halves, maps, strict=True)):
         codes = [np.where(known(half), half, 0).view(np.uint16) for half in halves]
-        return found | {"maps": list(map(pack, codes))}
+        return found | {"maps": in_threads(pack, codes)}
     ends = np.array([[each[known(each)].min(), each[known(each)].max()]
                      for each in maps if known(each).any()], np.float64)
     near, far = ends.min(), ends.max()
@@ -100,15 +101,19 @@ def pack(codes):
 
 def encode_pictures(frames, most):
     """AVIF of frames, uint8 [H, W, 3] each, as base64, of one quality; in about `most` bytes."""
+    some = frames[len(frames) // 8 :: -(-len(frames) // 4)]
     for quality in QUALITIES:
-        some = frames[len(frames) // 10 :: -(-len(frames) // 5)]
-        size = sum(len(encode_picture(frame, quality)) for frame in some)
+        size = sum(map(len, in_threads(functools.partial(encode_picture, quality), some)))
         if size * len(frames) / len(some) <= most:
             break
-    return list(video.ahead(frames, lambda frame: encode_picture(frame, quality), os.cpu_count()))
+    return in_threads(functools.partial(encode_picture, quality), frames)
 
 
-def encode_picture(pixels, quality):
+def in_threads(function, items):
+    return list(video.ahead(items, function, os.cpu_count()))
+
+
+def encode_picture(quality, pixels):
     coded = io.BytesIO()
     Image.fromarray(pixels).save(coded, "AVIF", quality=quality, speed=10, max_threads=1)
     return base64.b64encode(coded.getvalue()).decode()

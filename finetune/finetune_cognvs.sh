@@ -48,7 +48,8 @@ max_grad_norm=1.0
 batch_size=1                   # samples a GPU takes at once
 gradient_accumulation_steps=1  # times it does so before each optimiser step
 ema_decay=0                    # above 0: also keep the running mean, my_checkpoint-N_mean
-gradient_checkpointing=True    # less memory, a third more time; auto: as far as a GPU asks for it
+gradient_checkpointing=True    # recompute all but attention; auto: as little as the GPU's memory
+                               # allows; full: all, the least memory; False: nothing
 compile=True                   # the transformer's blocks, in the first step (GPU, C compiler)
 seed=42
 accelerate_config="${accelerate_config:-accelerate_config.yaml}"

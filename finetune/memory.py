@@ -8,6 +8,7 @@
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import psutil
 import torch
@@ -22,7 +23,14 @@ GIB = 2**30
 ENCODING = 8 * GIB / (49 * 480 * 720)  # bytes a pixel that the untiled VAE takes to encode
 PROCESS = 4 * GIB  # of host memory, by itself, of a process with a GPU
 FILE = 5e9  # bytes of one file of weights, held by the host while it is written
-KEPT = 20  # activations that a block keeps which is not recomputed (14 were seen)
+# Activations that a block keeps for the backward pass beside its input, at each of
+# cogvideox.LEVELS. Attention: its output, and the float32 logarithms of its sums, a 32nd of that
+# with 64 channels a head. A feed forward's first product gives 4 activations, the other five
+# products one each. All: 17.5 were seen of compiled blocks (67.2 GiB less 28.0, 22 blocks).
+KEPT = {"nothing": 0, "attention": 33 / 32, "feedforward": 65 / 32, "products": 10 + 1 / 32,
+        "all": 18}
+TOP = {"full": "nothing", "True": "attention", "auto": "all", "False": "all"}  # allowed at most
+SHARE = 0.95  # of what is free, to be used; less than that is lost between blocks of memory
 WORK = 28  # activations of the block at work, as of the 28.5 GiB that single_fused took at 5.57 B
 
 
@@ -72,15 +80,19 @@ def table(s, launch):
     }
 
 
-def sizes(args, transformer):
-    """The Sizes of a transformer whose trained parameters require gradients; meta will do."""
+def sizes(args, transformer, levels=None):
+    """The Sizes of a transformer whose trained parameters require gradients; meta will do.
+
+    levels: of its blocks; by default those that take the least memory.
+    """
     layer = activation(transformer.config, args.batch_size)
-    kept = transformer.config.num_layers * layer
+    least = "all" if args.gradient_checkpointing == "False" else "nothing"
+    levels = levels or [least] * transformer.config.num_layers
     return Sizes(
         weights=2 * sum(p.numel() for p in transformer.parameters()),
         trained=2 * sum(p.numel() for p in trainable(transformer)),
         layer=layer,
-        kept=kept * KEPT if args.gradient_checkpointing == "False" else kept,
+        kept=int(layer * sum(1 + KEPT[level] for level in levels)),
         accumulate=args.gradient_accumulation_steps > 1,
         resume=bool(args.resume_from_checkpoint),
     )
@@ -102,11 +114,17 @@ def needs(args, launch, videos=0, config=None):
     of transformer_id.
     """
     s = sizes(args, planned(args, config))
+    host = table(s, launch)[args.memory].host
+    return gpu_need(args, s, launch), host + launch.processes * videos / launch.machines
+
+
+def gpu_need(args, s, launch):
+    """Bytes that training takes of each GPU, by Sizes."""
     terms = table(s, launch)[args.memory]
     gpu = s.weights + WORK * s.layer + terms.begin + terms.states + terms.passing
     if args.ema_decay:
         gpu += 2 * s.weights  # the mean, float32, on the first GPU, and written from there
-    return gpu, terms.host + launch.processes * videos / launch.machines
+    return gpu
 
 
 def dtype(args):
@@ -159,19 +177,39 @@ def choose_tiling(args, pipe, transformer, ranks, device):
     devices.set_tiling(pipe.vae, not fits)
 
 
-def blocks_to_keep(args, transformer, ranks, device):
-    """How many blocks need not be recomputed: their activations fit beside optimizer states.
+def choose_levels(args, transformer, ranks, device):
+    """What each block keeps for the backward pass, one of cogvideox.LEVELS, as memory allows.
 
-    They are the last ones: with `single` most are given back before most gradients are there.
+    Level after level is given to as many blocks as there is room for, the last ones first: with
+    `single` most of theirs is given back before most gradients are there.
     """
     layers = transformer.config.num_layers
-    if args.gradient_checkpointing == "False":
-        return layers
-    if args.gradient_checkpointing == "True" or device.type != "cuda":
-        return 0
+    top = TOP[args.gradient_checkpointing]
+    if args.gradient_checkpointing in ("full", "False"):
+        return [top] * layers
+    if device.type != "cuda":
+        return ["attention"] * layers
     layer = activation(transformer.config, args.batch_size)
-    left = free_in_steps(args, transformer, ranks, device) - (WORK + layers) * layer - 4 * GIB
-    return min(layers, max(0, int(left // (KEPT * layer))))
+    free_then = free_in_steps(args, transformer, ranks, device)
+    left = SHARE * (free_then - (WORK + layers) * layer) - GIB
+    levels = ["nothing"] * layers
+    for before, level in pairwise(cogvideox.LEVELS[: cogvideox.LEVELS.index(top) + 1]):
+        more = (KEPT[level] - KEPT[before]) * layer
+        count = min(layers, max(0, int(left // more)))
+        levels[layers - count :] = [level] * count
+        left -= count * more
+        if count < layers:
+            break
+    return levels
+
+
+def said(args, transformer, levels, engine):
+    """In words: what blocks keep on a GPU, and what it all takes of each by arithmetic."""
+    if engine.device.type != "cuda":
+        return ""
+    counts = [f"{levels.count(level)} {level}" for level in cogvideox.LEVELS if level in levels]
+    need = gpu_need(args, sizes(args, transformer, levels), Launch(engine.ranks))
+    return f", about {need / GIB:.1f} GiB, blocks keep: {', '.join(counts)}"
 
 
 def gpus_used(args, launch):

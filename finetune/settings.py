@@ -58,8 +58,9 @@ CHOICES = (
     ("training_type", ("sft", "lora"), "all weights, or a small adapter beside them"),
     ("memory", ("zero2", "zero2_offload", "single", "single_fused"), "where the training state "
      "lives; finetune/README.md says which to choose"),
-    ("gradient_checkpointing", ("True", "False", "auto"), "recompute activations in the backward "
-     "pass: less memory, a third more time; auto: as far as a GPU's memory asks for it"),
+    ("gradient_checkpointing", ("True", "full", "False", "auto"), "recompute activations in the "
+     "backward pass: all but what attention gave, as far as a GPU's memory allows; all; nothing; "
+     "as little as its memory allows"),
     ("lr_scheduler", ("constant", "linear", "cosine"), "the last two fall to 0 at the last step"),
     ("report_to", ("none", "tensorboard", "wandb"), "a tracker beside train_log.csv"),
 )

@@ -67,13 +67,13 @@ def open_run(args, engine, open_pairs):
         folder = state and checkpoint.mean_of(state)
         mean = checkpoint.make_mean(transformer, args.ema_decay, start, folder)
     engine.prepare(transformer)
-    kept = fit_memory(args, engine, pipe, transformer)
+    levels = fit_memory(args, engine, pipe, transformer)
     if state:
         engine.load(state)
     if engine.rank == 0:
         print(f"{args.base_dir_input}: {pairs}, {engine.ranks} process"
               f"{'es' * (engine.ranks > 1)} on {engine.device.type}, memory={args.memory}, steps "
-              f"{start} to {args.train_epochs}" + f", {kept} blocks not recomputed" * (kept > 0)
+              f"{start} to {args.train_epochs}" + memory.said(args, transformer, levels, engine)
               + ", VAE in tiles" * pipe.vae.use_tiling)
     rotary = pipe.rotary_embedding(engine.device)
     embedding = embedding.to(engine.device)
@@ -81,15 +81,14 @@ def open_run(args, engine, open_pairs):
 
 
 def fit_memory(args, engine, pipe, transformer):
-    """Choose what is recomputed and tiled, and compile; the number of blocks not recomputed."""
+    """Choose what is recomputed and tiled, and compile; the level of each block."""
     torch.cuda.empty_cache()  # what weights left where they were before counts as taken
     memory.choose_tiling(args, pipe, transformer, engine.ranks, engine.device)
-    kept = memory.blocks_to_keep(args, transformer, engine.ranks, engine.device)
-    if args.gradient_checkpointing != "False":
-        cogvideox.recompute(transformer, kept)
+    levels = memory.choose_levels(args, transformer, engine.ranks, engine.device)
+    cogvideox.recompute(transformer, levels)
     if args.compile and cogvideox.has_compiler():
         cogvideox.compile_blocks(transformer)
-    return kept
+    return levels
 
 
 def save_settings(run):

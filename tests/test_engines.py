@@ -1,3 +1,4 @@
+import copy
 import json
 from types import SimpleNamespace
 
@@ -5,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from training import pipe  # noqa: F401
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import assert_same, pipe  # noqa: F401
 
-from finetune import engines, memory
+from finetune import checkpoint, engines, memory
 from finetune.loss import denoising_loss
 from utils import cogvideox
 from utils.cli import InputError
@@ -99,24 +103,96 @@ def test_deepspeeds_settings_are_those_of_the_script():
             engines.configure(config | wrong, settings("zero2"))
 
 
-def test_kept_blocks_are_not_recomputed_and_gradients_are_the_same(pipe):  # noqa: F811
+def gradients(pipe, levels, lora=False, backend=None):  # noqa: F811
+    """(loss, {name: gradient}) of a copy of the transformer whose blocks keep that much.
+
+    backend: of torch.compile, if the blocks are to be compiled.
+    """
     rng = torch.Generator().manual_seed(0)
     fixed = [*torch.randn(3, 1, 5, 16, 8, 12, generator=rng), torch.tensor([300])]
-    transformer = pipe.transformer.train().requires_grad_(True)
-    calls = []
-    for number, block in enumerate(transformer.transformer_blocks):
-        block.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
-    gradients = []
-    for kept, expected in ((2, [0, 1]), (1, [0, 0, 1]), (0, [0, 0, 1, 1])):
-        cogvideox.recompute(transformer, kept)
-        calls.clear()
-        denoising_loss(transformer, pipe.scheduler, *fixed, torch.zeros(1, 8, 32),
-                       pipe.rotary_embedding("cpu")).backward()
-        assert sorted(calls) == expected
-        gradients.append(transformer.patch_embed.proj.weight.grad.clone())
-        transformer.zero_grad()
-    assert gradients[0].abs().max() > 0
-    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+    transformer = copy.deepcopy(pipe.transformer).train().requires_grad_(True)
+    if lora:
+        args = SimpleNamespace(training_type="lora", rank=8, lora_alpha=8, seed=0)
+        checkpoint.prepare_weights(args, transformer, None)
+    cogvideox.recompute(transformer, levels)
+    for block in transformer.transformer_blocks if backend else ():
+        block.forward = torch.compile(block.forward, backend=backend)
+    with cogvideox.attention():
+        loss = denoising_loss(transformer, pipe.scheduler, *fixed, torch.zeros(1, 8, 32),
+                              pipe.rotary_embedding("cpu"))
+        loss.backward()
+    found = {}
+    for name, p in transformer.named_parameters():
+        if p.grad is not None:
+            found[name] = p.grad
+    return loss, found
+
+
+class Counter(TorchDispatchMode):
+    """Counts the calls of attention and of matrix products while it is entered."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = {"attention": 0, "products": 0}
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.counts["attention"] += op in cogvideox.ATTENTION
+        self.counts["products"] += op == torch.ops.aten.addmm.default
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("levels, attention, products", [
+    (("nothing", "nothing"), 2, 16),  # of 8 a block, 2 of them of the norms
+    (("nothing", "attention"), 1, 16),
+    (("attention", "feedforward"), 0, 15),
+    (("feedforward", "products"), 0, 7 + 2),
+    (("attention", "all"), 0, 8),
+])
+def test_gradients_are_the_same_whatever_is_recomputed(
+        pipe, levels, attention, products, lora):  # noqa: F811
+    expected = gradients(pipe, ("all", "all"), lora)
+    with Counter() as whole:
+        gradients(pipe, ("all", "all"), lora)
+    with Counter() as counter:
+        loss, found = gradients(pipe, levels, lora)
+    assert torch.equal(loss, expected[0])
+    assert_same(found, expected[1])
+    assert max(gradient.abs().max() for gradient in found.values()) > 0
+    assert counter.counts["attention"] == whole.counts["attention"] + attention
+    again = counter.counts["products"] - whole.counts["products"]
+    assert again == products if not lora else again <= products
+
+
+def test_a_compiled_block_recomputes_what_its_level_says(pipe):  # noqa: F811
+    """Blocks of different levels do not take each other's program."""
+    backward = []
+
+    def look(graph, _):
+        called = []
+        for node in graph.graph.nodes:  # a repeated draw is an argument of what repeats it
+            called += [node.target, *node.args]
+        again = [sum(op in ops for op in called)
+                 for ops in (cogvideox.ATTENTION, [torch.ops.aten.addmm.default])]
+        backward.append(again)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
+                           bw_compiler=look, partition_fn=min_cut_rematerialization_partition)
+    expected = gradients(pipe, ("all", "all"))
+    for levels, last, first in (
+        (("nothing", "attention"), [0, 8], [1, 8]), (("attention", "feedforward"), [0, 7], [0, 8]),
+        (("feedforward", "products"), [0, 2], [0, 7]),
+    ):
+        torch.compiler.reset()
+        backward.clear()
+        loss, found = gradients(pipe, levels, backend=backend)
+        assert sorted(backward) == sorted([last, first])
+        torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
+        for name, gradient in found.items():
+            scale = expected[1][name].abs().max().item()
+            torch.testing.assert_close(gradient, expected[1][name], rtol=0, atol=1e-5 * scale)
+    torch.compiler.reset()
 
 
 def test_bf16_where_the_mode_says_so(monkeypatch):

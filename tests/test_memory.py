@@ -1,7 +1,9 @@
 """What memory training needs, and what is made of what there is. Sizes are the real model's."""
 
 import json
+import re
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +12,7 @@ from conftest import ROOT
 
 from finetune import memory
 from finetune.settings import Launch
-from utils import pipeline
+from utils import cogvideox, pipeline
 from utils.cli import InputError
 
 CUDA = torch.device("cuda")
@@ -138,7 +140,14 @@ def transformer():
         return pipeline.CogVideoXTransformer3DModel.from_config(config).requires_grad_(True)
 
 
-def test_blocks_are_kept_and_the_vae_tiled_as_memory_allows(args, transformer, monkeypatch):
+def counts(levels):
+    """{level: blocks} of a list, in which no block keeps less than one before it."""
+    order = [cogvideox.LEVELS.index(level) for level in levels]
+    assert order == sorted(order) and len(order) == 42
+    return Counter(levels)
+
+
+def test_blocks_keep_and_the_vae_is_tiled_as_memory_allows(args, transformer, monkeypatch):
     """Free once the weights are there: 20, 50 and 69 GiB of cards of 31, 61 and 80."""
     chosen = []
     vae = SimpleNamespace(enable_tiling=lambda: chosen.append("tiled"),
@@ -150,14 +159,31 @@ def test_blocks_are_kept_and_the_vae_tiled_as_memory_allows(args, transformer, m
         vars(args).update(values)
         monkeypatch.setattr(memory, "free", lambda args, device: gib * 2**30)
         memory.choose_tiling(args, pipe, transformer, 1, CUDA)
-        return memory.blocks_to_keep(args, transformer, 1, CUDA), chosen[-1]
+        return counts(memory.choose_levels(args, transformer, 1, CUDA)), chosen[-1]
 
-    assert fit(20) == (0, "tiled")
-    assert fit(50) == (13, "whole")
-    assert fit(69) == (23, "whole")
+    assert fit(20) == ({"nothing": 32, "attention": 10}, "tiled")
+    assert fit(50) == ({"feedforward": 17, "products": 25}, "whole")
+    assert fit(69) == ({"products": 37, "all": 5}, "whole")
+    assert fit(69, gradient_checkpointing="True")[0] == {"attention": 42}
+    assert fit(20)[0] == {"nothing": 32, "attention": 10}
+    assert fit(69, gradient_checkpointing="full")[0] == {"nothing": 42}
+    assert fit(20, gradient_checkpointing="False")[0] == {"all": 42}
+    args.gradient_checkpointing = "auto"
     assert fit(24)[1] == "whole"  # it encodes while there are no gradients
     assert fit(24, gradient_accumulation_steps=2)[1] == "tiled"  # now there are
-    assert fit(50)[0] == 8
-    assert fit(50, gradient_accumulation_steps=1, memory="zero2_offload")[0] == 17
+    assert fit(50)[0] == {"feedforward": 29, "products": 13}
+    assert fit(50, gradient_accumulation_steps=1, memory="zero2_offload")[0] == {
+        "feedforward": 8, "products": 34}
     assert fit(24, memory="single", do_validation=True)[1] == "tiled"  # it decodes too
-    assert memory.blocks_to_keep(args, transformer, 1, torch.device("cpu")) == 0
+    assert memory.choose_levels(args, transformer, 1, torch.device("cpu")) == ["attention"] * 42
+
+
+def test_what_blocks_keep_is_said_with_what_it_takes(args, transformer):
+    engine = SimpleNamespace(ranks=1, device=CUDA)
+    levels = ["nothing"] * 2 + ["attention"] * 40
+    said = memory.said(args, transformer, levels, engine)
+    assert re.fullmatch(r", about 3\d\.\d GiB, blocks keep: 2 nothing, 40 attention", said)
+    args.gradient_checkpointing = "auto"
+    need = [memory.gpu_need(args, memory.sizes(args, transformer, each), ONE) / 2**30
+            for each in (levels, ["products"] * 42)]
+    assert need[1] - need[0] == pytest.approx(42 * 11.03 * 0.1017 - 10.4, abs=0.2)

@@ -5,6 +5,7 @@ loads them. Every rewrite here computes the same function
 as diffusers' own module in less time; only `predict_steps` changes the picture.
 """
 
+import functools
 import os
 import shutil
 import sysconfig
@@ -15,13 +16,24 @@ import torch.nn.functional as F
 from diffusers import TaylorSeerCacheConfig
 from diffusers.models.autoencoders import autoencoder_kl_cogvideox as diffusers_vae
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from utils.cli import InputError, short
 
 LORA_LAYERS = ["to_q", "to_k", "to_v", "to_out.0"]
 KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION,
            SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]  # the fastest first
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+PRODUCTS = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default}
 GROWTH = 2  # of height and width, at each of the VAE's levels but the last
 
 
@@ -145,15 +157,45 @@ def compile_blocks(transformer):
         block.forward = torch.compile(block.forward)
 
 
-def recompute(transformer, kept):
-    """Gradient checkpointing of all blocks but the last `kept`, whose activations stay."""
-    blocks = transformer.transformer_blocks
-    keep = set(blocks[len(blocks) - kept :])
+def policy(level, context, op, *args, **kwargs):
+    """Whether what an operator gave is kept for the backward pass, by one of LEVELS."""
+    keep = op in ATTENTION and level != "nothing"
+    if op in PRODUCTS and level in ("feedforward", "products"):
+        inner, outer = args[-1].shape  # a byte of output takes time in proportion to `inner`
+        keep = inner > outer or (level == "products" and 4 * inner >= outer)
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
-    def run(block, *args):
-        return block(*args) if block in keep else checkpoint(block, *args, use_reentrant=False)
 
-    transformer.enable_gradient_checkpointing(run)
+# What a block can keep for the backward pass beside its input; all else is recomputed. First comes
+# what takes the most time for its bytes. feedforward: attention, and the product that ends the feed
+# forward, which sums over four times what it puts out. products: all of them but a LoRA's second,
+# which is cheap.
+LEVELS = ("nothing", "attention", "feedforward", "products", "all")
+CONTEXTS = {
+    level: functools.partial(create_selective_checkpoint_contexts, functools.partial(policy, level))
+    for level in LEVELS[:-1]
+}
+
+
+def recompute(transformer, levels):
+    """Have each block keep what its level, one of LEVELS, says and recompute the rest.
+
+    To be called before compile_blocks, for a compiled block decides what it recomputes when it is
+    compiled.
+    """
+    for block, level in zip(transformer.transformer_blocks, levels, strict=True):
+        if level != "all":
+            block.forward = recomputed(block.forward, level)
+
+
+def recomputed(forward, level):
+    """A block's forward method, recomputed in the backward pass."""
+
+    def run(*args, **kwargs):  # the compiler tells blocks apart by the word in `level` alone
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=CONTEXTS[level],
+                          **kwargs)
+
+    return run
 
 
 def predict_steps(transformer, steps):

@@ -329,9 +329,9 @@ def save_weights(args, transformer, folder):
 class Saver:
     """Writes the checkpoints of a run, one at a time.
 
-    With one process and host memory for copies of weights and state, a thread writes the copies
-    while training goes on. A mean, which is not copied, a LoRA, which is small, and the last
-    checkpoint are written at once.
+    Where one process holds all and there is host memory for copies of weights and state, a thread
+    writes the copies while training goes on. A mean, which is not copied, a LoRA, which is small,
+    and the last checkpoint are written at once.
 
     sizes: a disk.Sizes.
     """
@@ -354,11 +354,13 @@ class Saver:
     def save(self, step, last):
         """Write the checkpoint of a step, or begin to, once the one before is written."""
         self.finish()
+        if self.engine.whole and self.engine.rank:
+            return
         part = self.args.output_dir / f"checkpoint-{step}.part"
         if self.engine.rank == 0:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-        self.engine.wait()
+        self.wait()
         if last or not self.copies_fit():
             self.say(self.write(part, self.transformer, self.engine.state()))
             return
@@ -367,9 +369,7 @@ class Saver:
 
     def copies_fit(self):
         """Whether weights and state can be copied: they take less than half of what is free."""
-        if self.engine.ranks > 1 or self.mean or self.args.training_type == "lora":
-            return False
-        if self.args.memory.startswith("zero2"):
+        if not self.engine.whole or self.mean or self.args.training_type == "lora":
             return False
         return self.sizes.all < psutil.virtual_memory().available / 2
 
@@ -383,6 +383,11 @@ class Saver:
         if self.writing:
             self.say(self.writing.result())
             self.writing = None
+
+    def wait(self):
+        """Until all processes that write are here."""
+        if not self.engine.whole:
+            self.engine.wait()
 
     def say(self, folder):
         if self.engine.rank == 0:
@@ -399,10 +404,10 @@ class Saver:
                 if self.mean:
                     save_mean(self.mean, transformer, mean_of(part.with_suffix("")))
                 self.sizes.check_free(part, "state")
-            self.engine.wait()
+            self.wait()
             if self.args.checkpointing_limit:
                 self.engine.save(part, state)
-                self.engine.wait()
+                self.wait()
             if self.engine.rank == 0:
                 self.complete(part)
                 prune(self.args, int(step))

@@ -1,6 +1,7 @@
-"""How an optimiser step is taken: by DeepSpeed in several processes, or in one.
+"""How an optimiser step is taken: by DeepSpeed, or by processes that each hold everything.
 
-An engine has device, rank, ranks (processes) and model, and is used so:
+An engine has device, rank, ranks (processes), model and whole (whether each process holds the whole
+state, so that the first writes it alone), and is used so:
 
     engine.prepare(transformer)
     for step in ...:
@@ -15,9 +16,10 @@ import pkgutil
 import re
 
 import torch
+import torch.distributed as dist
 
-from finetune import checkpoint, dataset, memory
-from utils import cli, cogvideox, sequence
+from finetune import checkpoint, dataset, launch, memory
+from utils import cli, cogvideox, devices, sequence
 from utils.cli import InputError
 
 # what torch and DeepSpeed raise for a state that is not what its name says
@@ -31,6 +33,8 @@ def make_engine(args):
 
 class DeepSpeed:
     """ZeRO-2 through accelerate, by accelerate_config.yaml and its JSON."""
+
+    whole = False
 
     def __init__(self, args):
         self.args = args
@@ -103,8 +107,8 @@ def unreadable(folder, error):
 
 def peer_is_gone(error):
     """Whether an error says that another process has ended, which has said why."""
-    lost = isinstance(error, torch.distributed.DistBackendError) or "gloo" in str(error)
-    return lost and torch.distributed.is_initialized()
+    lost = isinstance(error, dist.DistBackendError) or "gloo" in str(error)
+    return lost and dist.is_initialized()
 
 
 def make_accelerator(args):
@@ -145,7 +149,11 @@ def configure(config, args):
 
 
 class Single:
-    """One process: torchao's 8-bit AdamW on bf16 weights.
+    """torchao's 8-bit AdamW on bf16 weights, all of them in each process.
+
+    Several processes add up their gradients in bf16, each block's as soon as they are there, while
+    the backward pass goes on. Then each takes the same step with the same rounding, so that their
+    weights stay equal bit for bit.
 
     Stochastic rounding keeps steps that are smaller than bf16's. single_fused steps each block as
     soon as its gradients are there, and frees them. The norm of all gradients is known only after
@@ -153,31 +161,48 @@ class Single:
     the blocks so far (in the first step: as if all blocks had its own).
     """
 
+    whole = True
+
     def __init__(self, args):
         self.args = args
-        self.rank = 0
-        self.ranks = 1
         self.settings = None
-        self.device = cli.pick_device()
         self.fused = args.memory == "single_fused"
+        self.rank, self.ranks, number = launch.own_place()
+        self.device = cli.pick_device()
+        if self.ranks > 1:
+            if self.device.type == "cuda":
+                self.device = cli.pick_device(f"cuda:{number}")
+                torch.cuda.set_device(self.device)
+            devices.join(self.device)
 
     def prepare(self, transformer):
         """Take the transformer's trainable parameters, each block's in one tensor."""
         self.model = transformer
         self.norm = None  # of the step before
         self.blocks = [FlatBlock(self.args, parameters) for parameters in by_block(transformer)]
-        if self.fused:
-            for block in self.blocks:
+        for block in self.blocks:
+            if self.fused:
                 block.when_complete(self.update)
+            elif self.ranks > 1:
+                block.when_complete(self.share)
 
     def begin(self, step, rate):
         for block in self.blocks:
             block.optimizer.param_groups[0]["lr"].fill_(rate)
         torch.manual_seed(dataset.seed(self.args.seed, "rounding", 0, step))  # it draws from that
         self.square = torch.zeros((), device=self.device)  # of the norm so far
+        self.passes = 0  # backward passes of this step
 
     def backward(self, loss):
-        (loss / self.args.gradient_accumulation_steps).backward()
+        self.passes += 1
+        (loss / (self.args.gradient_accumulation_steps * self.ranks)).backward()
+        for block in self.blocks:
+            block.missing = len(block.parameters)
+
+    def share(self, block):
+        """In the last backward pass of a step: begin to add up a block's gradients of all."""
+        if self.passes == self.args.gradient_accumulation_steps:
+            block.share()
 
     def update(self, block):
         """Clip and step a block inside the backward pass, or after it if gradients are missing."""
@@ -200,16 +225,26 @@ class Single:
                 self.update(block)
             self.norm = self.square.sqrt()
             return self.norm
+        if self.ranks > 1:
+            for block in left:  # whose gradients are not all there
+                block.share()
+            left = [block for block in self.blocks if block.shared()]
         norm = torch.stack([block.norm() for block in left] or [self.square]).norm()
         for block in left:
             self.clip_and_step(block, norm)
         return norm
 
     def gather(self, value):
-        return value[None]
+        """All processes' scalars or vectors: [ranks] or [ranks, length]."""
+        if self.ranks == 1:
+            return value[None]
+        gathered = [torch.empty_like(value) for _ in range(self.ranks)]
+        dist.all_gather(gathered, value)
+        return torch.stack(gathered)
 
     def wait(self):
-        pass
+        """Until all processes are here."""
+        self.gather(torch.zeros((), device=self.device)).sum().item()
 
     def state(self):
         """What save() takes and the next step changes."""
@@ -217,6 +252,7 @@ class Single:
         return {"optimizers": states, "norm": self.norm}
 
     def save(self, folder, state):
+        """To be called by the first process alone."""
         torch.save(state, folder / "optimizer.pt")
 
     def load(self, folder):
@@ -234,7 +270,8 @@ class Single:
         self.norm = None if saved["norm"] is None else saved["norm"].to(self.device)
 
     def end(self):
-        pass
+        if self.ranks > 1:
+            devices.leave()
 
 
 def by_block(transformer):
@@ -260,6 +297,7 @@ class FlatBlock:
 
         self.parameters = parameters
         self.missing = len(parameters)  # gradients that are still to come in this pass
+        self.sharing = None  # the sum over all processes that is under way
         length = sum(padded(p) for p in parameters)
         self.flat = torch.nn.Parameter(parameters[0].new_zeros(length))
         for p, place in zip(parameters, self.places(self.flat.data), strict=True):
@@ -293,11 +331,24 @@ class FlatBlock:
         return [p.grad for p in self.parameters if p.grad is not None]
 
     def norm(self):
-        return torch.stack(torch._foreach_norm(self.gradients(), 2, torch.float32)).norm()
+        gradients = [self.flat.grad] if self.flat.grad is not None else self.gradients()
+        return torch.stack(torch._foreach_norm(gradients, 2, torch.float32)).norm()
+
+    def share(self):
+        """Begin to add up the gradients of all processes."""
+        self.collect()
+        self.sharing = dist.all_reduce(self.flat.grad, async_op=True)
+
+    def shared(self):
+        """Whether there are gradients; those of all processes are added up then."""
+        if self.sharing:
+            self.sharing.wait()
+            self.sharing = None
+        return self.flat.grad is not None
 
     @torch.no_grad()
-    def step(self, scale):
-        """One step by `scale` times the gradients, which are freed."""
+    def collect(self):
+        """Have the gradients in one tensor, that of `flat`."""
         self.flat.grad = torch.zeros_like(self.flat)
         places = []
         for p, place in zip(self.parameters, self.places(self.flat.grad), strict=True):
@@ -306,12 +357,17 @@ class FlatBlock:
         torch._foreach_copy_(places, self.gradients())
         for p in self.parameters:
             p.grad = None
+
+    @torch.no_grad()
+    def step(self, scale):
+        """One step by `scale` times the gradients, which are freed."""
+        if self.flat.grad is None:
+            self.collect()
         self.flat.grad.mul_(scale)
         # torchao compiles its step, which on a CPU takes minutes for many shapes
         with torch.compiler.set_stance("default" if cogvideox.has_compiler() else "force_eager"):
             self.optimizer.step()
         self.flat.grad = None
-        self.missing = len(self.parameters)
 
 
 def padded(p):

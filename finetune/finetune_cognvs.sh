@@ -3,7 +3,8 @@
 #     cd finetune && sh finetune_cognvs.sh
 # Flags override the values: sh finetune_cognvs.sh --train_epochs 100 --learning_rate 1e-5
 # Paths are relative to this folder, wherever the script is called from. accelerate_config.yaml says
-# which GPUs train; memory=single and single_fused take the first that CUDA_VISIBLE_DEVICES names.
+# which GPUs train; memory=single takes the first num_processes that CUDA_VISIBLE_DEVICES names, and
+# single_fused the first.
 # The environment may name another accelerate_config, or with memory=single and single_fused
 # another trainer: a program that takes the same flags, in place of train.py.
 set -eu
@@ -20,10 +21,11 @@ lora_alpha=64
 memory=zero2                   # where the training state lives:
                                #   zero2          several GPUs, as published
                                #   zero2_offload  the same, with the optimizer in host memory
-                               #   single         one GPU, 8-bit AdamW
+                               #   single         8-bit AdamW, all of it on each GPU
                                #   single_fused   one GPU, the least memory: updates inside the
                                #     backward pass, clipped by the larger of the last step's
                                #     gradient norm and this one's so far
+num_processes=1                # GPUs that memory=single trains on
 gpu_memory=0                   # above 0: GiB of each GPU to use at most
 train_epochs=200               # optimiser steps
 total_samples=0                # above 0: in place of train_epochs, so that more GPUs end sooner
@@ -74,7 +76,8 @@ done
 
 set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_dir "$output_dir" \
     --base_dir_input "$base_dir_input" --training_type "$training_type" --rank "$rank" \
-    --lora_alpha "$lora_alpha" --memory "$memory" --gpu_memory "$gpu_memory" \
+    --lora_alpha "$lora_alpha" --memory "$memory" --num_processes "$num_processes" \
+    --gpu_memory "$gpu_memory" \
     --train_epochs "$train_epochs" --total_samples "$total_samples" \
     --checkpointing_steps "$checkpointing_steps" --checkpointing_limit "$checkpointing_limit" \
     --resume_from_checkpoint "$resume_from_checkpoint" --evaluation_steps "$evaluation_steps" \
@@ -87,11 +90,21 @@ set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_di
     --gradient_checkpointing "$gradient_checkpointing" --compile "$compile" --seed "$seed" "$@"
 
 before=""
-for argument in "$@"; do  # the last --memory counts, as for all flags
-    case "$before" in --memory) memory=$argument ;; esac
-    case "$argument" in --memory=*) memory=${argument#--memory=} ;; esac
+for argument in "$@"; do  # the last one counts, as for all flags
+    case "$before" in
+        --memory) memory=$argument ;;
+        --num_processes) num_processes=$argument ;;
+    esac
+    case "$argument" in
+        --memory=*) memory=${argument#--memory=} ;;
+        --num_processes=*) num_processes=${argument#--num_processes=} ;;
+    esac
     before=$argument
 done
-case "$memory" in single*) exec "$python" "$trainer" "$@" ;; esac
-[ "$trainer" = train.py ] || fail "trainer $trainer: got memory=$memory; expected single*"
+case "$memory,$num_processes" in
+    single,[2-9] | single,[1-9][0-9]*) ;;
+    single*) exec "$python" "$trainer" "$@" ;;
+esac
+[ "$trainer" = train.py ] || fail "trainer $trainer: got memory=$memory and num_processes=\
+$num_processes; expected single*, and 1"
 exec "$python" launch.py "$accelerate_config" "$@"

@@ -1,10 +1,12 @@
-"""Starts the processes of memory=zero2 and zero2_offload, and ends with them.
+"""Starts the processes of a training that has several, and ends with them.
 
     python launch.py accelerate_config.yaml FLAGS_OF_TRAIN.PY
 
-finetune_cognvs.sh runs this. prepare.py comes first, in a process of its own, for what it looks at
-would stay in a GPU's memory; then train.py in one process for each GPU. They meet as those of
-torchrun do. Ctrl-C or SIGTERM asks all of them once to save and stop; when one fails, all end.
+finetune_cognvs.sh runs this for memory=zero2 and zero2_offload, whose processes that file names,
+and for memory=single with num_processes above 1. prepare.py comes first, in a process of its own,
+for what it looks at would stay in a GPU's memory; then train.py in one process for each GPU. They
+meet as those of torchrun do. Ctrl-C or SIGTERM asks all of them once to save and stop; when one
+fails, all end.
 """
 
 import argparse
@@ -52,6 +54,16 @@ def run(main):
     os.write(int(os.environ[TELL]), f"{code} {text}\0".encode())
     sys.stdout.flush()
     os._exit(code)  # now: others may wait for this process without end
+
+
+def own_place():
+    """(rank, processes, number on this machine) of a process that this program started.
+
+    (0, 1, 0) of any other one, whatever a cluster left in its environment.
+    """
+    if TELL not in os.environ:
+        return 0, 1, 0
+    return tuple(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
 
 
 class Processes:
@@ -137,6 +149,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(usage="sh finetune_cognvs.sh [--FLAG VALUE ...]",
                                      add_help=False, allow_abbrev=False)
     parser.add_argument("--memory")
+    parser.add_argument("--num_processes", type=int)
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--gradient_accumulation_steps", type=int)
     parser.add_argument("--max_grad_norm", type=float)
@@ -182,15 +195,19 @@ def place(where, number):
         "MASTER_ADDR": where.ip,
         "MASTER_PORT": where.port,
         "TORCHELASTIC_USE_AGENT_STORE": True,  # the store is open_store's
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": where.deepspeed,
     }
+    if where.deepspeed:
+        values |= {"ACCELERATE_USE_DEEPSPEED": "true",
+                   "ACCELERATE_DEEPSPEED_CONFIG_FILE": where.deepspeed}
     return {name: str(value) for name, value in values.items()}
 
 
 def main():
     config, flags, args = parse_args(sys.argv[1:])
-    where = hosts.read(config, args)
+    if args.memory == "single":
+        where = hosts.Hosts(args.num_processes)
+    else:
+        where = hosts.read(config, args)
     choose_devices(where)
     store = open_store(where)
     together = Processes()

@@ -3,8 +3,10 @@
     zero2          several GPUs, as published: bf16 weights on each; what is beside them, float32
                    weights and AdamW's states, shared among them
     zero2_offload  the same, the shared part in host memory
-    single         one GPU: bf16 weights, rounded stochastically, and 8-bit AdamW states
-    single_fused   the same, each block updated inside the backward pass: gradients never all exist
+    single         bf16 weights, rounded stochastically, and 8-bit AdamW states: all of that on each
+                   of num_processes GPUs
+    single_fused   the same on one GPU, each block updated inside the backward pass: gradients never
+                   all exist
 """
 
 from dataclasses import dataclass
@@ -64,6 +66,7 @@ def table(s, launch):
     buckets = min(3 * GIB, 2 * s.trained)  # of DeepSpeed's communication
     copied = s.trained - WORK * s.layer - buckets  # DeepSpeed begins to offload with a copy
     eight_bit = 1.03 * s.trained  # two moments of a byte each, and their scales
+    peers = GIB * (launch.processes > 1)  # what NCCL takes, roughly
 
     file = min(s.weights, FILE)
     all_weights = launch.processes * s.weights  # each process reads them
@@ -75,7 +78,7 @@ def table(s, launch):
     return {
         "zero2": Terms(4 * shared, 5 * shared + buckets, s.kept, max(load, state)),
         "zero2_offload": Terms(0, buckets, max(s.kept, copied), max(load, offload)),
-        "single": Terms(0, eight_bit + gradients, turns, load),
+        "single": Terms(peers, eight_bit + gradients, turns, load),
         "single_fused": Terms(0, eight_bit, s.kept, load),
     }
 
@@ -218,8 +221,13 @@ def gpus_used(args, launch):
     Raises InputError unless there is one GPU for each process.
     """
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if there == 0 or args.memory.startswith("single"):
-        return list(range(min(1, there)))
+    if there == 0:
+        return []
+    if args.memory.startswith("single"):
+        if launch.processes > there:
+            raise InputError(f"--num_processes {launch.processes}: {there} GPUs are there; give "
+                             f"{there} or less")
+        return list(range(launch.processes))
     named = there if launch.gpu_ids == "all" else len(set(launch.gpu_ids.split(",")))
     if named > there:
         raise InputError(f"gpu_ids {launch.gpu_ids}: {there} of these GPUs are there; edit "

@@ -2,8 +2,7 @@
 
     python finetune/prepare.py --processes 2 FLAGS_OF_TRAIN.PY
 
-launch.py runs this before it starts the processes of memory=zero2 and zero2_offload. With single
-and single_fused, train.py does it itself.
+launch.py runs this before it starts several processes. With one, train.py does it itself.
 """
 
 import signal

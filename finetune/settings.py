@@ -43,6 +43,8 @@ NUMBERS = (  # flag, type, range, meaning
     ("max_grad_norm", float, "above 0", "norm that gradients are clipped to"),
     ("batch_size", int, "at least 1", "samples that a GPU takes at once"),
     ("gradient_accumulation_steps", int, "at least 1", "times it does so in an optimiser step"),
+    ("num_processes", int, "at least 1", "GPUs of this machine that memory=single trains on; for "
+     "zero2 accelerate_config.yaml says that"),
     ("ema_decay", float, "at least 0 and below 1", "above 0: also keep the running mean of the "
      "weights, my_checkpoint-N_mean"),
     ("rank", int, "at least 1", "of the LoRA, with training_type lora"),
@@ -147,6 +149,9 @@ def check_together(args):
                          f"{args.report_to}")
     if args.training_type == "lora" and args.ema_decay:
         raise InputError(f"--ema_decay {args.ema_decay}: is for training_type=sft; give 0")
+    if args.memory != "single" and args.num_processes > 1:
+        raise InputError(f"--num_processes {args.num_processes}: is for memory=single; give 1, and "
+                         "for zero2 edit accelerate_config.yaml")
     if args.memory == "single_fused" and args.gradient_accumulation_steps > 1:
         raise InputError("memory=single_fused updates the weights in every backward pass: give "
                          "gradient_accumulation_steps=1, or memory=single")

@@ -2,8 +2,8 @@
 
     cd finetune && sh finetune_cognvs.sh
 
-That script holds every setting and starts this program, through accelerate where there is a
-process for every GPU.
+That script holds every setting and starts this program, through launch.py where there is a process
+for every GPU.
 """
 
 import signal
@@ -228,8 +228,8 @@ def train(args, open_pairs=dataset.open_pairs):
 
 def main():
     args = settings.parse_args()
-    if args.memory.startswith("single"):
-        prepare(args)  # for several processes, prepare.py has done it
+    if args.memory.startswith("single") and launch.TELL not in os.environ:
+        prepare(args)  # for what launch.py starts, prepare.py has done it
     try:
         train(args)
     except RuntimeError as error:

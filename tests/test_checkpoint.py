@@ -276,6 +276,7 @@ class Engine:
 
     rank = 0
     ranks = 1
+    whole = True
 
     def __init__(self, write):
         self.write = write

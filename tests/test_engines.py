@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import assert_same, pipe  # noqa: F401
 
-from finetune import checkpoint, engines, memory
+from finetune import checkpoint, engines, hosts, launch, memory
 from finetune.loss import denoising_loss
 from utils import cogvideox
 from utils.cli import InputError
@@ -67,6 +67,71 @@ def test_single_clips_the_mean_gradient_of_its_micro_batches():
     clipped = torch.full((4,), 0.1 * 0.5)  # to norm 1
     torch.testing.assert_close(moment[:4], clipped, rtol=2e-2, atol=0)
     assert not moment[4:].any() and model.weight.data_ptr() == block.flat.data_ptr()
+
+
+PROGRAM = """
+import sys
+from types import SimpleNamespace
+import torch
+sys.path.insert(0, {root!r})
+from finetune import engines, launch
+
+def train(ranks, rank, passes):
+    torch.manual_seed(0)
+    blocks = torch.nn.ModuleList(torch.nn.Linear(16, 16) for _ in range(3))
+    model = torch.nn.ModuleDict({{"transformer_blocks": blocks, "out": torch.nn.Linear(16, 4)}})
+    unused = torch.nn.Linear(16, 16)
+    blocks[1].unused = unused
+    args = SimpleNamespace(**{settings!r}, gradient_accumulation_steps=passes)
+    engine = engines.make_engine(args)
+    engine.prepare(model.bfloat16())
+    samples = torch.randn(3, 4, 1, 16, generator=torch.Generator().manual_seed(1)).bfloat16()
+    norms = []
+    for step in range(3):
+        engine.begin(step, 1e-2)
+        for number in range(rank * passes, (rank + 1) * passes):
+            x = samples[step, number]
+            for block in blocks:
+                x = x + block(x).tanh()
+            engine.backward(model["out"](x).float().square().sum())
+        norms.append(engine.step())
+    seen = engine.gather(torch.tensor(float(rank)))
+    state = [block.optimizer.state_dict()["state"][0]["exp_avg"] for block in engine.blocks]
+    engine.wait()
+    engine.end()
+    return {{"weights": [block.flat.data for block in engine.blocks], "norms": norms, "seen": seen,
+             "moments": [moment.dequantize() if hasattr(moment, "dequantize") else moment
+                         for moment in state], "unused": unused.weight.data}}
+
+if __name__ == "__main__":
+    rank, ranks, _ = launch.own_place()
+    torch.save(train(ranks, rank, 4 // ranks), f"{folder}/{{ranks}}_{{rank}}.pt")
+"""
+
+
+def test_processes_that_add_up_their_gradients_keep_equal_weights(tmp_path):
+    """Bit for bit; and with the samples of one that accumulates, to rounding, its weights."""
+    values = vars(settings(seed=3))
+    values.pop("gradient_accumulation_steps")
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(root=str(ROOT), settings=values, folder=tmp_path))
+    for count in (1, 2):
+        where = hosts.Hosts(count)
+        store = launch.open_store(where)
+        together = launch.Processes()
+        for number in range(count):
+            together.start(str(program), **launch.place(where, number), OMP_NUM_THREADS="1",
+                           CUDA_VISIBLE_DEVICES="")
+        assert together.wait() == 0
+        del store
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    assert first["seen"].tolist() == [0, 1]
+    for name in ("weights", "moments", "norms"):
+        for one, other, expected in zip(first[name], second[name], alone[name], strict=True):
+            assert torch.equal(one, other)
+            assert name == "norms" or (one - expected).abs().mean() < 5e-4  # of steps of 1e-2
+    torch.testing.assert_close(first["norms"], alone["norms"], rtol=1e-2, atol=0)
+    assert torch.equal(first["unused"], alone["unused"])
 
 
 def test_a_state_of_another_model_is_refused(tmp_path):

@@ -193,6 +193,14 @@ def test_the_gpus_that_the_programs_see(monkeypatch, before, ids, after, told):
     assert int(os.environ["OMP_NUM_THREADS"]) >= 1
 
 
+def test_a_process_knows_its_place_if_launch_started_it(monkeypatch):
+    for name, value in launch.place(hosts.Hosts(4, 2, 1), 0).items():
+        monkeypatch.setenv(name, value)
+    assert launch.own_place() == (0, 1, 0)
+    monkeypatch.setenv(launch.TELL, "9")
+    assert launch.own_place() == (2, 4, 0)
+
+
 # ---- in a process that trains --------------------------------------------------------------------
 
 

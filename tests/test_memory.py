@@ -46,6 +46,7 @@ def gib(args, launch=ONE, videos=0):
 
 @pytest.mark.parametrize("mode, kind, launch, least, most", [
     ("single", "sft", ONE, 34, 38),
+    ("single", "sft", FOUR, 35, 39),
     ("single_fused", "sft", ONE, 27, 30),  # 28.5 seen
     ("single", "lora", ONE, 10, 20),
     ("zero2", "sft", FOUR, 43, 48),  # 46 to 47 seen of the published trainer
@@ -125,6 +126,12 @@ def test_processes_and_gpus_that_do_not_agree(args, three_gpus, processes, machi
     args.memory = "zero2"
     with pytest.raises(InputError, match=message):
         memory.check_needs(args, Launch(processes, machines, gpu_ids))
+
+
+def test_single_takes_the_first_gpus(args, three_gpus):
+    assert memory.gpus_used(args, Launch(2)) == [0, 1]
+    with pytest.raises(InputError, match="--num_processes 4: 3 GPUs are there; give 3 or less"):
+        memory.gpus_used(args, Launch(4))
 
 
 def test_on_a_cpu_any_number_of_processes_will_do(args, monkeypatch):

@@ -50,6 +50,9 @@ def test_another_trainer_is_for_one_process(stub):
     done = run_script("--memory", "zero2", trainer=stub)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "expected single*" in done.stderr
+    for given in (("--num_processes", 2), ("--num_processes=12",)):
+        done = run_script("--memory", "single", *given, trainer=stub)
+        assert done.returncode == 2 and "and 1" in done.stderr and done.stdout == ""
 
 
 def test_a_config_that_is_not_there_is_told(stub):
@@ -78,13 +81,16 @@ STRAY = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "3", "MASTER_ADDR": "10.0
          "ACCELERATE_MIXED_PRECISION": "fp16", "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
 
-@pytest.mark.parametrize("memory, called", [("single", []), ("zero2", ["launch.py", "a b.yaml"])])
-def test_what_a_cluster_left_in_the_environment_does_not_arrive(tmp_path, memory, called):
+@pytest.mark.parametrize("memory, count, called", [
+    ("single", 1, ["train.py"]), ("single", 2, ["launch.py", "a b.yaml"]),
+    ("single_fused", 2, ["train.py"]),  # which refuses it
+    ("zero2", 1, ["launch.py", "a b.yaml"])])
+def test_what_a_cluster_left_in_the_environment_does_not_arrive(tmp_path, memory, count, called):
     """What the script calls and with which environment, shown by a stand-in for python."""
     (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\nenv\n")
     (tmp_path / "python").chmod(0o755)
-    done = run_script("--memory", memory, **STRAY, accelerate_config="a b.yaml", CDPATH="/",
-                      PATH=f"{tmp_path}:{os.environ['PATH']}")
+    done = run_script("--memory", memory, "--num_processes", count, **STRAY, CDPATH="/",
+                      accelerate_config="a b.yaml", PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.split("\n")
     assert lines[: len(called)] == called and "accelerate_config=a b.yaml" in lines
@@ -103,6 +109,7 @@ def test_what_a_cluster_left_in_the_environment_does_not_arrive(tmp_path, memory
     ({"base_dir_input": "nowhere"}, "--base_dir_input nowhere: no folder at /"),
     ({"transformer_id": TINY}, "got in_channels 64; expected 32"),
     ({"memory": "single_fused", "gradient_accumulation_steps": 2}, "updates the weights in every"),
+    ({"memory": "single_fused", "num_processes": 2}, "--num_processes 2: is for memory=single;"),
     ({"training_type": "lora", "ema_decay": 0.5}, "--ema_decay 0.5: is for training_type=sft"),
     ({"report_to": "wandb"}, "--report_to wandb: not installed; pip install wandb"),
     ({"resume_from_checkpoint": "no/checkpoint-7"}, "no whole checkpoint-N at /"),

@@ -28,7 +28,7 @@ from training import (  # noqa: F401
     until_step_2,
 )
 
-from finetune import disk, memory, settings, train
+from finetune import disk, memory, prepare, settings, train
 from finetune.log import Log, NotFinite, add_row, plot
 from utils import cli, pipeline, video
 from utils.cli import InputError
@@ -359,6 +359,31 @@ def offload(model, folder, output_dir, **values):
     args = flags(model, folder, output_dir, memory="zero2_offload", **values)
     return subprocess.Popen([sys.executable, "train.py", *args], cwd=SCRIPT.parent,
                             env=os.environ | ON_CPU | env)
+
+
+def test_two_processes_of_single_go_on_as_they_were(
+        model, paired_room, tmp_path):  # noqa: F811
+    """Each draws samples of its own; the first one writes; a resume equals no interruption."""
+    whole = tmp_path / "run"
+    resumed = tmp_path / "resumed"
+    for folder, given in ((whole, TWICE), (resumed, {"resume_from_checkpoint": "latest"})):
+        if folder == resumed:
+            until_step_2(whole, resumed)
+        command = ["dash", SCRIPT, *flags(model, paired_room, folder, num_processes=2, **given)]
+        done = subprocess.run(command, env=os.environ | ON_CPU, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "3 training pairs of 1 sequence, 2 processes on cpu, memory=single" in done.stdout
+        assert done.stdout.count("wrote") == 1 + (folder == whole)
+    for row in log(whole):
+        assert len(set(row["loss_of_each_rank"].split())) == 2
+    assert log(resumed, FIXED) == log(whole, FIXED) and len(log(whole)) == 3
+    assert_same(*(tensors(folder / "my_checkpoint-3_transformer") for folder in (whole, resumed)))
+    assert {path.name for path in (whole / "checkpoint-3").iterdir()} == {
+        "config.json", "optimizer.pt", "run.json"}
+    assert json.loads((whole / "settings.json").read_text())["num_processes"] == 2
+    again = flags(model, paired_room, whole, resume_from_checkpoint="latest", train_epochs=4)
+    with pytest.raises(InputError, match="was made with processes 2, got 1"):
+        prepare.prepare(settings.parse_args(again))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from tqdm import tqdm
 
 from utils import camera_paths, cli, video
 from utils.cli import InputError
@@ -200,10 +201,21 @@ class Pairs:
         count = len(self.sequences)
         number = torch.randint(count, (), generator=rng).item() if count > 1 else 0
         videos = self.sequences[number]
-        starts = max(1, videos.frames - self.clip_shape[0] + 1)
-        start = torch.randint(starts, (), generator=rng).item()
+        start = self.draw_start(videos, rng)
         render = torch.randint(len(videos.renders), (), generator=rng).item()
         return videos.target, videos.renders[render], start
+
+    def draw_start(self, videos, rng):
+        """The first frame of a random clip."""
+        starts = max(1, videos.frames - self.clip_shape[0] + 1)
+        return torch.randint(starts, (), generator=rng).item()
+
+    def in_turn(self, number, rng):
+        """What draw() gives, of the pair whose turn it is: they take turns, and so do sequences."""
+        turn, sequence = divmod(number, len(self.sequences))
+        videos = self.sequences[sequence]
+        render = videos.renders[turn % len(videos.renders)]
+        return videos.target, render, self.draw_start(videos, rng)
 
     def clip(self, path, start, device, dtype):
         """Frames from `start` on, [1, F, 3, H, W] in [-1, 1]; the last one repeated if need be."""
@@ -219,9 +231,12 @@ class Pairs:
         for _ in range(size):
             target, render, start = self.draw(draw)
             x0.append(pipe.sample(self.posterior(pipe, target, start, device, dtype), rng))
-            noisy = add_noise(self.clip(render, start, device, dtype), rng)
-            condition.append(pipe.encode(noisy, rng))
+            condition.append(self.condition(pipe, render, start, rng, device, dtype))
         return torch.cat(x0), torch.cat(condition)
+
+    def condition(self, pipe, render, start, rng, device, dtype):
+        """The latents of a render from frame `start` on, with noise: [1, f, 16, h, w]."""
+        return pipe.encode(add_noise(self.clip(render, start, device, dtype), rng), rng)
 
     def posterior(self, pipe, target, start, device, dtype):
         """The VAE's distribution of a target's latents from frame `start` on; encoded once."""
@@ -230,6 +245,40 @@ class Pairs:
             return pipe.posterior(self.clip(target, start, device, dtype)).parameters
 
         return DiagonalGaussianDistribution(self.posteriors.get((target, start), encode))
+
+
+class Bank:
+    """TrainingPairs that draw from conditions which were encoded ahead, with their noise.
+
+    Made are `count` of them in all processes together, as many of each pair, by generators of
+    (seed, what, 0, number), so that a run that goes on has the same ones. They are kept in the
+    host's memory. The sample of the target's posterior is still drawn anew in every step.
+    """
+
+    @torch.no_grad()
+    def __init__(self, pipe, pairs, count, seed, rank, ranks, device, dtype):
+        self.targets = {}  # parameters of posteriors by (target, first frame)
+        self.entries = []  # (target, first frame), condition
+        own = range(rank * count // ranks, (rank + 1) * count // ranks)
+        for number in tqdm(own, desc="encoding conditions", unit="clip", disable=rank > 0):
+            draw = generator(seed, "bank clip", 0, number)
+            rng = generator(seed, "bank noise", 0, number, device)
+            target, render, start = pairs.in_turn(number, draw)
+            if (target, start) not in self.targets:
+                posterior = pairs.posterior(pipe, target, start, device, dtype)
+                self.targets[target, start] = posterior.parameters.cpu()
+            condition = pairs.condition(pipe, render, start, rng, device, dtype)
+            self.entries.append(((target, start), condition.cpu()))
+
+    def latents(self, pipe, draw, rng, device, dtype, size=1):
+        x0 = []
+        conditions = []
+        for number in torch.randint(len(self.entries), (size,), generator=draw).tolist():
+            shown, condition = self.entries[number]
+            parameters = self.targets[shown].to(device)
+            x0.append(pipe.sample(DiagonalGaussianDistribution(parameters), rng))
+            conditions.append(condition.to(device))
+        return torch.cat(x0), torch.cat(conditions)
 
 
 def read_resized(path, height, width):

@@ -52,6 +52,8 @@ gradient_accumulation_steps=1  # times it does so before each optimiser step
 ema_decay=0                    # above 0: also keep the running mean, my_checkpoint-N_mean
 gradient_checkpointing=True    # recompute all but attention; auto: as little as the GPU's memory
                                # allows; full: all, the least memory; False: nothing
+condition_encodings=0          # above 0: so many noisy renders are encoded before the first step, and
+                               # each step draws one; 0: a new one in every step, as published
 compile=True                   # the transformer's blocks, in the first step (GPU, C compiler)
 seed=42
 accelerate_config="${accelerate_config:-accelerate_config.yaml}"
@@ -87,7 +89,8 @@ set -- --model_path "$model_path" --transformer_id "$transformer_id" --output_di
     --lr_warmup_steps "$lr_warmup_steps" --beta1 "$beta1" --beta2 "$beta2" --epsilon "$epsilon" \
     --weight_decay "$weight_decay" --max_grad_norm "$max_grad_norm" --batch_size "$batch_size" \
     --gradient_accumulation_steps "$gradient_accumulation_steps" --ema_decay "$ema_decay" \
-    --gradient_checkpointing "$gradient_checkpointing" --compile "$compile" --seed "$seed" "$@"
+    --gradient_checkpointing "$gradient_checkpointing" \
+    --condition_encodings "$condition_encodings" --compile "$compile" --seed "$seed" "$@"
 
 before=""
 for argument in "$@"; do  # the last one counts, as for all flags

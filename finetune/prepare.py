@@ -37,6 +37,9 @@ def prepare(args, where=ONE_PROCESS, check_pairs=dataset.check_pairs):
         kept = check_pairs(args.base_dir_input, cogvideox.clip_shape(config, vae))
     elif args.do_validation:
         raise InputError("--do_validation True: these pairs have no renders to inpaint; give False")
+    elif args.condition_encodings:
+        raise InputError(f"--condition_encodings {args.condition_encodings}: these pairs cannot be "
+                         "encoded ahead; give 0")
     memory.check_needs(args, where, kept)
     disk.check(args)
     pipeline.empty_prompt(args.model_path, config["max_text_seq_length"], memory.dtype(args))

@@ -50,6 +50,8 @@ NUMBERS = (  # flag, type, range, meaning
     ("rank", int, "at least 1", "of the LoRA, with training_type lora"),
     ("lora_alpha", float, "above 0", "of the LoRA: its scale times its rank"),
     ("gpu_memory", float, "at least 0", "above 0: GiB of each GPU to use at most"),
+    ("condition_encodings", int, "at least 0", "above 0: noisy conditions to encode before the "
+     "first step, of which each step draws one; 0: a new one in every step, as published"),
     ("seed", int, "at least 0", "of every random draw"),
 )
 SWITCHES = (
@@ -162,6 +164,9 @@ def check_output(args, processes):
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new "
                          "name")
+    if 0 < args.condition_encodings < processes:
+        raise InputError(f"--condition_encodings {args.condition_encodings}: expected 0, or as many"
+                         f" as there are processes, {processes}, or more")
     cli.check_free(args.output_dir / LOCK)
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     if state:

@@ -41,6 +41,7 @@ class Run:
     engine: Any  # of engines.py
     pipe: pipeline.CogNVSPipeline  # for its VAE and scheduler
     pairs: dataset.TrainingPairs
+    source: Any  # what batches are drawn from: the pairs, or a dataset.Bank of them
     transformer: torch.nn.Module  # what is trained; engine.model may be wrapped around it
     mean: Any  # its running mean, or None
     embedding: torch.Tensor  # of "", [1, length, width]
@@ -75,9 +76,13 @@ def open_run(args, engine, open_pairs):
               f"{'es' * (engine.ranks > 1)} on {engine.device.type}, memory={args.memory}, steps "
               f"{start} to {args.train_epochs}" + memory.said(args, transformer, levels, engine)
               + ", VAE in tiles" * pipe.vae.use_tiling)
+    source = pairs
+    if args.condition_encodings:
+        source = dataset.Bank(pipe, pairs, args.condition_encodings, args.seed, engine.rank,
+                              engine.ranks, engine.device, embedding.dtype)
     rotary = pipe.rotary_embedding(engine.device)
     embedding = embedding.to(engine.device)
-    return Run(args, engine, pipe, pairs, transformer, mean, embedding, rotary, start)
+    return Run(args, engine, pipe, pairs, source, transformer, mean, embedding, rotary, start)
 
 
 def fit_memory(args, engine, pipe, transformer):
@@ -120,7 +125,7 @@ def optimiser_step(run, step):
     losses = []
     for micro in range(args.gradient_accumulation_steps):
         number = step * args.gradient_accumulation_steps + micro
-        batch = dataset.training_batch(run.pipe, run.pairs, args.seed, engine.rank, number,
+        batch = dataset.training_batch(run.pipe, run.source, args.seed, engine.rank, number,
                                        engine.device, run.embedding.dtype, args.batch_size)
         with cogvideox.attention():
             loss = denoising_loss(engine.model, run.pipe.scheduler, *batch, run.prompts(),

@@ -47,6 +47,55 @@ def test_a_fixed_batch_covers_the_schedule_and_changes_no_draw(pipe, pairs):  # 
         assert not torch.equal(first[2], before[2])
 
 
+def bank(pipe, pairs, count, rank=0, ranks=1):  # noqa: F811
+    return dataset.Bank(pipe, pairs, count, 42, rank, ranks, CPU, torch.float32)
+
+
+def test_a_bank_holds_what_direct_encoding_of_the_same_draws_gives(pipe, pairs):  # noqa: F811
+    made = bank(pipe, pairs, 5)
+    target = pairs.sequences[0].target
+    for number, (shown, condition) in enumerate(made.entries):
+        rng = dataset.generator(42, "bank noise", 0, number)
+        render = pairs.sequences[0].renders[number % 3]
+        clip = dataset.add_noise(pairs.clip(render, 0, CPU, torch.float32), rng)
+        with torch.no_grad():
+            assert torch.equal(condition, pipe.encode(clip, rng)) and shown == (target, 0)
+    parts = [bank(pipe, pairs, 5, rank, 2) for rank in (0, 1)]
+    assert [len(part.entries) for part in parts] == [2, 3]  # each process has others
+    both = parts[0].entries + parts[1].entries
+    for (_, one), (_, other) in zip(made.entries, both, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_step_draws_from_the_bank_and_the_rest_anew(pipe, pairs):  # noqa: F811
+    made = bank(pipe, pairs, 3)
+    drawn = set()
+    for step in range(20):
+        x0, condition, noise, timestep = sample(pipe, made, step=step, size=2)
+        assert len(x0) == len(condition) == len(noise) == len(timestep) == 2
+        for one in condition:
+            drawn.add([torch.equal(one, entry[0]) for _, entry in made.entries].index(True))
+    assert drawn == {0, 1, 2}
+    assert all(map(torch.equal, sample(pipe, made, step=3), sample(pipe, made, step=3)))
+    expected = sample(pipe, pairs)
+    assert expected[0].shape == x0[:1].shape and x0.dtype == expected[0].dtype
+    assert not torch.equal(sample(pipe, made, step=0)[0], sample(pipe, made, step=1)[0])
+
+
+def test_a_bank_is_of_all_pairs_and_windows_alike(long_pairs, monkeypatch):
+    monkeypatch.setattr(dataset, "DiagonalGaussianDistribution",
+                        lambda parameters: SimpleNamespace(mean=parameters[:, :5],
+                                                           parameters=parameters))
+    long_pairs.sequences *= 2
+    encoder = Encoder()
+    made = bank(encoder, long_pairs, 40)
+    starts = {shown[1] for shown, _ in made.entries}
+    assert starts == {0, 1, 2, 3, 4} == {start for _, start in made.targets}
+    turns = [long_pairs.in_turn(number, dataset.generator(0, "", 0, 0)) for number in range(4)]
+    assert [target for target, _, _ in turns] == [videos.target for videos in
+                                                  long_pairs.sequences * 2]
+
+
 @pytest.fixture
 def long_pairs(tmp_path):
     """Pairs of clips of 5 frames, whose videos of 9 frames show their number: 20 i, 20 i + 10."""

@@ -110,6 +110,7 @@ def test_what_a_cluster_left_in_the_environment_does_not_arrive(tmp_path, memory
     ({"transformer_id": TINY}, "got in_channels 64; expected 32"),
     ({"memory": "single_fused", "gradient_accumulation_steps": 2}, "updates the weights in every"),
     ({"memory": "single_fused", "num_processes": 2}, "--num_processes 2: is for memory=single;"),
+    ({"condition_encodings": -1}, "--condition_encodings -1: expected at least 0"),
     ({"training_type": "lora", "ema_decay": 0.5}, "--ema_decay 0.5: is for training_type=sft"),
     ({"report_to": "wandb"}, "--report_to wandb: not installed; pip install wandb"),
     ({"resume_from_checkpoint": "no/checkpoint-7"}, "no whole checkpoint-N at /"),
@@ -155,6 +156,13 @@ def test_pairs_that_are_no_files_are_checked_by_their_caller(model, tmp_path, ca
     args.do_validation = True
     with pytest.raises(InputError, match="no renders to inpaint"):
         prepare.prepare(args, check_pairs=None)
+    args.do_validation = False
+    args.condition_encodings = 2
+    with pytest.raises(InputError, match="--condition_encodings 2: these pairs cannot be encoded"):
+        prepare.prepare(args, check_pairs=None)
+    args.condition_encodings = 3
+    with pytest.raises(InputError, match="expected 0, or as many as there are processes, 4"):
+        prepare.prepare(args, settings.Launch(4), check_pairs=None)
 
 
 def test_the_processes_of_prepare_are_flags(

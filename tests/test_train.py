@@ -170,6 +170,20 @@ def test_an_interrupted_run_is_written_and_goes_on(
     assert_same(*(tensors(each / "my_checkpoint-3_transformer") for each in (run, folder)))
 
 
+def test_a_run_with_conditions_made_ahead_goes_on_with_the_same(
+        model, paired_room, tmp_path, capsys):  # noqa: F811
+    whole = tmp_path / "run"
+    assert call("finetune.train", *flags(model, paired_room, whole, condition_encodings=4,
+                                         **TWICE)) == 0
+    assert "encoding conditions: 100%" in capsys.readouterr().err
+    resumed = until_step_2(whole, tmp_path / "resumed")
+    args = flags(model, paired_room, resumed, condition_encodings=4,
+                 resume_from_checkpoint="latest")
+    assert call("finetune.train", *args) == 0
+    assert log(resumed, FIXED) == log(whole, FIXED) and len(log(whole)) == 3
+    assert_same(*(tensors(folder / "my_checkpoint-3_transformer") for folder in (whole, resumed)))
+
+
 class MadePairs:
     """TrainingPairs that are made and not read from files."""
 

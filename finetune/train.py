@@ -54,7 +54,7 @@ class Run:
 
 
 def open_run(args, engine, open_pairs):
-    """Load models and pairs, and make the transformer ready to train; says what begins."""
+    """Load models and pairs and make them ready; says what begins."""
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     weights = checkpoint.weights_to_start(args, state)
     pipe = pipeline.load_pipeline(args.model_path, weights, memory.dtype(args), engine.device)
@@ -62,6 +62,14 @@ def open_run(args, engine, open_pairs):
     embedding = pipeline.empty_prompt(args.model_path, length, memory.dtype(args))[0]
     pairs = open_pairs(args.base_dir_input, args.model_path, pipe.clip_shape, engine.rank,
                        engine.device)
+    return make_run(args, engine, pipe, pairs, embedding, start, state)
+
+
+def make_run(args, engine, pipe, pairs, embedding, start=0, state=None):
+    """Make models that are loaded ready to train; says what begins.
+
+    embedding: of "", [1, length, width]. start, state: the steps that are done, and their state.
+    """
     transformer = checkpoint.prepare_weights(args, pipe.transformer, state).train()
     mean = None
     if args.ema_decay and engine.rank == 0:

@@ -1,5 +1,6 @@
 """toolbox/benchmark.py, whose numbers of this machine nobody checks, makes its rows."""
 
+import functools
 import re
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from conftest import call
 
 from toolbox import benchmark
+from toolbox.small_model import make_tiny_checkpoint as tiny
 from utils import warp
 
 
@@ -32,6 +34,20 @@ def test_inference_has_a_row_a_placement(capsys):
     assert float(found["gpu,fast"][2]) > 0
     assert "--memory low is for GPUs" in found["low"][0] and "quick" in found["gpu,quick"][0]
     assert "2 of 4 rows could not be made" in err
+
+
+def test_steps_has_a_row_a_way_to_train(capsys, monkeypatch):
+    monkeypatch.setattr(tiny, "configs", functools.partial(tiny.configs, frames=9, height=32,
+                                                           width=48))
+    args = ("toolbox.benchmark", "steps", "--size", "tiny", "--steps", 4, "--device", "cpu")
+    assert call(*args, "--rows", "single,full", "single,bank", "single,auto", "single,lora",
+                "zero2", "single,quick", "--settings", "--seed", 7) == 2
+    out, err = capsys.readouterr()
+    found = rows(out)
+    for name in ("single,full", "single,bank", "single,auto", "single,lora"):
+        assert float(found[name][0]) > 0, found[name]
+    assert "got zero2; expected single or" in found["zero2"][0]
+    assert "2 of 6 rows could not be made" in err and "encoding conditions: 100%" in err
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

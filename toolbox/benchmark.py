@@ -3,6 +3,7 @@
     python toolbox/benchmark.py data_gen
     python toolbox/benchmark.py inference --placements gpu gpu,compile gpu,compile,fast offload low
     python toolbox/benchmark.py finetune --modes single single_fused lora:single
+    python toolbox/benchmark.py steps --steps 6
 
 data_gen: the warp alone, beside a straightforward implementation, and whole commands, at
           49 x 480 x 854.
@@ -10,14 +11,20 @@ inference: the pipeline of demo.py on random weights of the real size, made on t
            that warms up, one at --steps and one at twice that: their difference is a step's time.
 finetune: finetune_cognvs.sh on random weights of the real size (32 GB of disk); steady is the
           second half of the steps.
+steps: steps of the trainer on random weights that are made on the GPU, without models on disk, all
+       but the first two, which compile. full, auto: gradient_checkpointing; lora: of rank 128;
+       bank: with conditions encoded before. Settings of finetune_cognvs.sh after --settings are for
+       all rows.
 
 A row that cannot be made says why in its place; the others are made, and the exit code is 2.
 """
 
 import argparse
+import contextlib
 import csv
 import functools
 import gc
+import io
 import json
 import os
 import re
@@ -35,6 +42,9 @@ from diffusers import CogVideoXDPMScheduler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data_gen
+from finetune import dataset, engines, train
+from finetune import memory as finetune_memory
+from toolbox.checks import fits
 from toolbox.small_model import make_tiny_checkpoint as tiny
 from utils import cli, cogvideox, devices, pipeline, sequence, trajectory, video
 from utils.cli import InputError
@@ -43,12 +53,16 @@ from utils.pipeline import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 ROOT = Path(__file__).resolve().parents[1]
 WHOLE = 50  # denoising steps of a whole clip
 REPEATS = 5  # of a warp, of which the fastest counts
+STEPS = {  # settings that a word in a row of steps stands for
+    "full": "--gradient_checkpointing=full", "auto": "--gradient_checkpointing=auto",
+    "lora": "--training_type=lora", "bank": "--condition_encodings=8",
+}
 
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
-    add("what", choices=("data_gen", "inference", "finetune"))
+    add("what", choices=("data_gen", "inference", "finetune", "steps"))
     add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     add("--folder", type=Path, default=Path(tempfile.gettempdir()) / "cognvs_benchmark",
         help="for random models on disk")
@@ -58,6 +72,10 @@ def parse_args():
         "with ,compile and ,fast")
     add("--modes", nargs="+", default=["single", "single_fused", "lora:single"],
         help="of finetune: --memory of finetune_cognvs.sh, for a LoRA after lora:")
+    rows = ["single,full", "single", "single,bank", "single,auto", "single,lora,full",
+            "single,lora", "single,lora,bank"]
+    add("--rows", nargs="+", default=rows, help=f"of steps: single or single_fused, with "
+        f"{', '.join(STEPS)}")
     add("--steps", type=int, default=12)
     add("--settings", nargs=argparse.REMAINDER, default=[], help="of finetune_cognvs.sh")
     args = parser.parse_args()
@@ -366,6 +384,66 @@ def bench_finetune(args):
     print_table(head, functools.partial(mode_row, args), args.modes)
 
 
+# ---- steps ---------------------------------------------------------------------------------------
+
+
+def step_settings(args, name):
+    """The trainer's settings of a row such as single,auto,bank."""
+    mode, *words = name.split(",")
+    unknown = set(words) - set(STEPS)
+    if unknown or mode not in ("single", "single_fused"):
+        raise InputError(f"got {name}; expected single or single_fused, with {', '.join(STEPS)}")
+    return fits.script_settings(f"--memory={mode}", *args.settings, *map(STEPS.get, words))
+
+
+def make_pairs(folder, clip_shape):
+    """TrainingPairs of the shipped sequence, as target and as its own render."""
+    for name in ("gt_rgb.mp4", "train_render1.mp4"):
+        shutil.copy(ROOT / "demo_data" / "room" / "gt_rgb.mp4", Path(folder) / name)
+    return dataset.open_pairs(folder, None, clip_shape)
+
+
+def random_run(args, device, name, folder):
+    """(a Run of the trainer on random weights, what it says of its memory)."""
+    settings = step_settings(args, name)
+    forget_peak(device)
+    pipe = random_pipeline(device, args.size).to(device, finetune_memory.dtype(settings))
+    forget_peak(device)
+    finetune_memory.limit(settings, device)
+    config = pipe.transformer.config
+    embedding = torch.randn(1, config.max_text_seq_length, config.text_embed_dim)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run = train.make_run(settings, engines.make_engine(settings), pipe,
+                             make_pairs(folder, pipe.clip_shape), embedding.to(pipe.dtype))
+    said = re.search(r"about ([\d.]+) GiB, blocks keep: (.*)", printed.getvalue())
+    return run, said.groups() if said else ("-", "-")
+
+
+def step_row(args, device, name):
+    """Seconds of a step, peak GiB, and what the trainer expected."""
+    torch.compiler.reset()
+    with tempfile.TemporaryDirectory() as folder:
+        run, said = random_run(args, device, name, folder)
+        step_seconds(run, device, range(2))
+        seconds = step_seconds(run, device, range(2, args.steps))
+    return [f"{seconds:.3f}", peak_gib(device), *said]
+
+
+def step_seconds(run, device, steps):
+    """The mean time of these steps of a Run."""
+    begin = time.perf_counter()
+    for step in steps:
+        train.optimiser_step(run, step)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (time.perf_counter() - begin) / len(steps)
+
+
+def bench_steps(args, device):
+    head = ["steps", "s a step", "peak GiB", "expected GiB", "blocks keep"]
+    print_table(head, functools.partial(step_row, args, device), args.rows)
+
+
 def main():
     args = parse_args()
     device = cli.pick_device(args.device)
@@ -376,6 +454,8 @@ def main():
         bench_data_gen(device)
     elif args.what == "inference":
         bench_inference(args, device)
+    elif args.what == "steps":
+        bench_steps(args, device)
     else:
         bench_finetune(args)
 

@@ -59,14 +59,14 @@ def row(report, name, fits, needs, took):
     report.line(name, f"{'fits' if fits else 'does not fit':13} {needs:44} {took}".rstrip())
 
 
-def script_settings():
-    """The settings that finetune_cognvs.sh holds, as train.py takes them."""
+def script_settings(*flags):
+    """The settings that finetune_cognvs.sh holds, as train.py takes them, and other flags."""
     text = (ROOT / "finetune/finetune_cognvs.sh").read_text()
     held = dict(re.findall(r'^(\w+)="?([^"#\s]*)', text, re.M))
     argv = []
     for table in (settings.PATHS, settings.NUMBERS, settings.SWITCHES, settings.CHOICES):
         argv += [f"--{name}={held[name]}" for name, *_ in table]
-    return settings.make_parser().parse_args(argv)
+    return settings.make_parser().parse_args([*argv, *flags])
 
 
 def finetuning(report, configs, full, count, left):

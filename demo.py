@@ -482,6 +482,7 @@ def load(args, weights):
     mode, where = devices.place(pipe, args.device, args.memory, args.vae_tiling, args.share_clip)
     whole = mode != "low"
     if args.compile and whole:
+        pipeline.keep_compiled()
         cogvideox.compile_blocks(pipe.transformer)
     if args.share_clip:
         devices.share_tokens(pipe.transformer)

@@ -100,6 +100,7 @@ def fit_memory(args, engine, pipe, transformer):
     levels = memory.choose_levels(args, transformer, engine.ranks, engine.device)
     cogvideox.recompute(transformer, levels)
     if args.compile and cogvideox.has_compiler():
+        pipeline.keep_compiled()
         cogvideox.compile_blocks(transformer)
     return levels
 

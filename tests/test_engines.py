@@ -1,4 +1,5 @@
 import copy
+import functools
 import json
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 from conftest import ROOT
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from training import assert_same, pipe  # noqa: F401
 
@@ -168,11 +170,8 @@ def test_deepspeeds_settings_are_those_of_the_script():
             engines.configure(config | wrong, settings("zero2"))
 
 
-def gradients(pipe, levels, lora=False, backend=None):  # noqa: F811
-    """(loss, {name: gradient}) of a copy of the transformer whose blocks keep that much.
-
-    backend: of torch.compile, if the blocks are to be compiled.
-    """
+def gradients(pipe, levels, lora=False, compile=lambda transformer: None):  # noqa: F811
+    """(loss, {name: gradient}) of a copy of the transformer whose blocks keep that much."""
     rng = torch.Generator().manual_seed(0)
     fixed = [*torch.randn(3, 1, 5, 16, 8, 12, generator=rng), torch.tensor([300])]
     transformer = copy.deepcopy(pipe.transformer).train().requires_grad_(True)
@@ -180,8 +179,7 @@ def gradients(pipe, levels, lora=False, backend=None):  # noqa: F811
         args = SimpleNamespace(training_type="lora", rank=8, lora_alpha=8, seed=0)
         checkpoint.prepare_weights(args, transformer, None)
     cogvideox.recompute(transformer, levels)
-    for block in transformer.transformer_blocks if backend else ():
-        block.forward = torch.compile(block.forward, backend=backend)
+    compile(transformer)
     with cogvideox.attention():
         loss = denoising_loss(transformer, pipe.scheduler, *fixed, torch.zeros(1, 8, 32),
                               pipe.rotary_embedding("cpu"))
@@ -229,7 +227,7 @@ def test_gradients_are_the_same_whatever_is_recomputed(
     assert again == products if not lora else again <= products
 
 
-def test_a_compiled_block_recomputes_what_its_level_says(pipe):  # noqa: F811
+def test_a_compiled_block_recomputes_what_its_level_says(pipe, monkeypatch):  # noqa: F811
     """Blocks of different levels do not take each other's program."""
     backward = []
 
@@ -244,6 +242,7 @@ def test_a_compiled_block_recomputes_what_its_level_says(pipe):  # noqa: F811
 
     backend = aot_autograd(fw_compiler=lambda graph, _: make_boxed_func(graph.forward),
                            bw_compiler=look, partition_fn=min_cut_rematerialization_partition)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     expected = gradients(pipe, ("all", "all"))
     for levels, last, first in (
         (("nothing", "attention"), [0, 8], [1, 8]), (("attention", "feedforward"), [0, 7], [0, 8]),
@@ -251,12 +250,24 @@ def test_a_compiled_block_recomputes_what_its_level_says(pipe):  # noqa: F811
     ):
         torch.compiler.reset()
         backward.clear()
-        loss, found = gradients(pipe, levels, backend=backend)
+        loss, found = gradients(pipe, levels, compile=cogvideox.compile_blocks)
         assert sorted(backward) == sorted([last, first])
         torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
         for name, gradient in found.items():
             scale = expected[1][name].abs().max().item()
             torch.testing.assert_close(gradient, expected[1][name], rtol=0, atol=1e-5 * scale)
+    torch.compiler.reset()
+
+
+def test_all_blocks_are_compiled_as_one(pipe, monkeypatch):  # noqa: F811
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    expected = gradients(pipe, ("all", "all"))
+    torch.compiler.reset()
+    loss, found = gradients(pipe, ("attention", "attention"), compile=cogvideox.compile_blocks)
+    assert counter.frame_count == 1
+    assert torch.equal(loss, expected[0])
+    assert_same(found, expected[1])
     torch.compiler.reset()
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -168,6 +169,23 @@ def test_a_user_without_a_home_does_without_a_cache(model, tmp_path, monkeypatch
     assert pipeline.user_cache() is None
     base = copy_base(model, tmp_path)
     assert pipeline.empty_prompt(base, 8, torch.float32)[1].parent == base
+
+
+def test_compiled_programs_are_kept_for_the_user_unless_they_chose_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(pipeline.COMPILED, "chosen")
+    pipeline.keep_compiled()
+    assert os.environ[pipeline.COMPILED] == "chosen" and not list(tmp_path.iterdir())
+    for before in (None, pipeline.cache_dir_utils.default_cache_dir()):
+        monkeypatch.delenv(pipeline.COMPILED)
+        if before:
+            monkeypatch.setenv(pipeline.COMPILED, before)
+        pipeline.keep_compiled()
+        assert os.environ[pipeline.COMPILED] == str(tmp_path / "cache" / "cognvs" / "compiled")
+    monkeypatch.setenv(pipeline.COMPILED, before)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    pipeline.keep_compiled()
+    assert os.environ[pipeline.COMPILED] == before
 
 
 def test_the_cached_embedding_is_for_whom_the_umask_says(model, tmp_path):

@@ -153,8 +153,24 @@ def compile_blocks(transformer):
     Compiled is the method, not the module: hooks, which share tokens or skip steps, stay outside.
     A deep copy of the transformer would go on computing with this one's weights.
     """
-    for block in transformer.transformer_blocks:
+    blocks = transformer.transformer_blocks
+    for block in blocks:
         block.forward = torch.compile(block.forward)
+    blocks[0].forward = given_copies(blocks[0].forward)
+
+
+def given_copies(forward):
+    """The first block's compiled forward method, given copies of its tokens.
+
+    They are parts of one tensor; for their strides the block would be compiled once more.
+    """
+
+    def run(**kwargs):
+        for name in ("hidden_states", "encoder_hidden_states"):
+            kwargs[name] = kwargs[name].clone(memory_format=torch.contiguous_format)
+        return forward(**kwargs)
+
+    return run
 
 
 def policy(level, context, op, *args, **kwargs):

@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch._inductor.runtime import cache_dir_utils
 
 from utils import cogvideox, video
 from utils.cli import InputError, short
@@ -35,6 +36,7 @@ VAE_SIZES = {  # the same of a VAE
     "latent_channels": 1000, "sample_height": 10**5, "sample_width": 10**5, "layers_per_block": 100,
 }
 TOKENS = 10**6  # of a clip at most; CogVideoX-5b-I2V has 17,776
+COMPILED = "TORCHINDUCTOR_CACHE_DIR"  # torch's variable: where torch.compile keeps programs
 ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 
 
@@ -488,6 +490,23 @@ def user_cache():
     chosen = os.environ.get("XDG_CACHE_HOME")
     with contextlib.suppress(RuntimeError):
         return Path(chosen or Path.home() / ".cache") / "cognvs"
+
+
+def keep_compiled():
+    """Have torch.compile keep its programs in the user's cache folder, for later processes.
+
+    Its own choice is the folder for temporary files, which a restart of the machine empties. A
+    folder that the user chose stays.
+    """
+    usual = cache_dir_utils.default_cache_dir()
+    cache = user_cache()
+    if cache is None or os.environ.get(COMPILED, usual) != usual:
+        return
+    folder = cache / "compiled"
+    with contextlib.suppress(OSError):  # read-only
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ[COMPILED] = str(folder)
 
 
 @torch.no_grad()

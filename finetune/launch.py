@@ -149,7 +149,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(usage="sh finetune_cognvs.sh [--FLAG VALUE ...]",
                                      add_help=False, allow_abbrev=False)
     parser.add_argument("--memory")
-    parser.add_argument("--num_processes", type=int)
+    parser.add_argument("--num_processes", type=int, default=1)
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--gradient_accumulation_steps", type=int)
     parser.add_argument("--max_grad_norm", type=float)
@@ -204,7 +204,7 @@ def place(where, number):
 
 def main():
     config, flags, args = parse_args(sys.argv[1:])
-    if args.memory == "single":
+    if args.memory == "single" and args.num_processes > 1:
         where = hosts.Hosts(args.num_processes)
     else:
         where = hosts.read(config, args)

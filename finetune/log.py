@@ -20,7 +20,8 @@ def quiet():
     """Keep notes of libraries out of the output that no user can act on; errors still show."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module="torch|deepspeed|accelerate")
-    for name in ("DeepSpeed", "accelerate", "diffusers", "matplotlib", "torch.distributed"):
+    for name in ("DeepSpeed", "accelerate", "diffusers", "matplotlib", "torch.distributed",
+                 "torch._higher_order_ops.wrap"):  # which warns of operators that no block has
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

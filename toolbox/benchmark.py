@@ -420,13 +420,20 @@ def random_run(args, device, name, folder):
 
 
 def step_row(args, device, name):
-    """Seconds of a step, peak GiB, and what the trainer expected."""
+    """Seconds of a step, peak GiB, how often memory was short, and what the trainer expected."""
     torch.compiler.reset()
     with tempfile.TemporaryDirectory() as folder:
         run, said = random_run(args, device, name, folder)
         step_seconds(run, device, range(2))
+        before = retries(device)
         seconds = step_seconds(run, device, range(2, args.steps))
-    return [f"{seconds:.3f}", peak_gib(device), *said]
+    return [f"{seconds:.3f}", peak_gib(device), f"{retries(device) - before}", *said]
+
+
+def retries(device):
+    """How often PyTorch had to give memory back, and wait, to get a larger piece."""
+    cuda = device.type == "cuda"
+    return torch.cuda.memory_stats(device)["num_alloc_retries"] if cuda else 0
 
 
 def step_seconds(run, device, steps):
@@ -440,7 +447,7 @@ def step_seconds(run, device, steps):
 
 
 def bench_steps(args, device):
-    head = ["steps", "s a step", "peak GiB", "expected GiB", "blocks keep"]
+    head = ["steps", "s a step", "peak GiB", "retries", "expected GiB", "blocks keep"]
     print_table(head, functools.partial(step_row, args, device), args.rows)
 
 

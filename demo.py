@@ -73,9 +73,9 @@ def add_machine_arguments(add):
         "memory and change pixels slightly; auto: where memory asks for it")
     add("--compile", action="store_true", help="compile the transformer's blocks: faster steps "
         "after a longer start, for many steps or clips (GPU with a C compiler)")
-    add("--fast", action="store_true", help="run the transformer in every third step, the first "
-        "three and the last four, and extrapolate its output in the others: changes the picture "
-        "slightly, saves little below 15 steps, and not with memory=low")
+    add("--fast", action="store_true", help="run the transformer in every fourth step and the last "
+        "four, and predict its output in the others: changes the picture slightly, and saves "
+        "little below 15 steps")
     add("--share_clip", action="store_true", help="all processes of torchrun or accelerate launch "
         "work on one clip at a time, in place of each on videos of its own")
 
@@ -284,7 +284,7 @@ def inpaint_window(args, pipe, embedding, window, tail):
     clip = windows.carry_over(frames, known, tail)
     clip = clip[torch.arange(pipe.clip_shape[0]).clamp(max=len(clip) - 1)]  # repeats its last frame
     generator = torch.Generator().manual_seed(window_seed(args.seed, window.number))
-    out = pipe.inpaint(clip, embedding, args.num_inference_steps, generator)
+    out = pipe.inpaint(clip, embedding, args.num_inference_steps, generator, args.fast)
     return windows.cross_fade(tail, out[: len(window.frames)])
 
 
@@ -305,7 +305,7 @@ def inpaint(args, pipe, embedding, jobs):
                 if written:
                     written.result()  # one progress bar ends before the next begins
                 tail = torch.zeros(0, 3, *pipe.clip_shape[1:], device=embedding.device)
-                passes = window.count * (pipe.work(args.num_inference_steps) + 1)
+                passes = window.count * (pipe.work(args.num_inference_steps, args.fast) + 1)
                 writer = writers.enter_context(OutputWriter(args, window.job, passes))
             with pipe.watch(writer.tell):
                 out = inpaint_window(args, pipe, embedding, window, tail)
@@ -405,9 +405,6 @@ def check_numbers(args):
 
 def check_machine(args):
     """InputError where the flags ask for what the device cannot do, before anything is loaded."""
-    if args.fast and args.memory == "low":
-        raise InputError("--fast with --memory low: got both, which do not work together; leave "
-                         "one out")
     devices.allowed_plans(args.memory, args.vae_tiling, args.device)
     compiles = args.device.type == "cuda" and cogvideox.has_compiler() and args.memory != "low"
     if args.compile and not compiles:
@@ -486,10 +483,8 @@ def load(args, weights):
         cogvideox.compile_blocks(pipe.transformer)
     if args.share_clip:
         devices.share_tokens(pipe.transformer)
-    if args.fast and whole:
-        cogvideox.predict_steps(pipe.transformer, args.num_inference_steps)
-    if (args.compile or args.fast) and not whole:
-        print("note: memory=low, so --compile and --fast are left out")
+    if args.compile and not whole:
+        print("note: memory=low, so --compile is left out")
     print(f"loaded {weights} and {args.model_path / 'vae'} in {time.time() - start:.1f} s, "
           f'{args.dtype} {where}; embedding of "" kept {f"in {cache}" if cache else "nowhere"}')
     return pipe, embedding.to(args.device)

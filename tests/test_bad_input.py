@@ -534,7 +534,6 @@ DEMO = {
     "the fit is misspelt": (None, "--fit squeeze", "invalid choice: 'squeeze'"),
     "a CPU has no memory modes": (None, "--memory low", "is for GPUs"),
     "compiling needs a GPU": (None, "--compile", "needs a CUDA GPU"),
-    "fast and low exclude each other": (None, "--fast --memory low", "do not work together"),
     "one process cannot share": (None, "--share_clip", "got one process"),
 }
 OTHER = {"program": "data_gen.py", "source": "0"}

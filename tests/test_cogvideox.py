@@ -45,23 +45,6 @@ def test_attention_is_diffusers_own_in_value_and_gradient(model, device, dtype, 
         assert (ours - theirs).float().norm() <= tolerance * theirs.float().norm()
 
 
-def test_predicted_steps_run_the_blocks_in_every_third_step_and_at_both_ends(model):
-    pipe = pipeline.load_pipeline(model / "base", model / "cognvs_ckpt_inpaint", torch.float32)
-    cogvideox.predict_steps(pipe.transformer, 16)
-    ran, passes = [], []
-    pipe.transformer.register_forward_pre_hook(lambda *_: passes.append(1))
-    norm = pipe.transformer.transformer_blocks[0].norm1
-    norm.register_forward_hook(lambda *_: ran.append(len(passes)))
-    frames, height, width = pipe.clip_shape
-    clip = torch.rand(frames, 3, height, width, generator=rng())
-    embedding = pipeline.empty_prompt(model / "base", 8, torch.float32)[0]
-    for _ in range(2):  # the second clip begins anew
-        ran.clear(), passes.clear()
-        pipe.inpaint(clip, embedding, 16, rng())
-        assert len(passes) == 16 and ran[:3] == [1, 2, 3] and ran[-4:] == [13, 14, 15, 16]
-        assert len(ran) == 10
-
-
 @pytest.mark.parametrize("name", ["patch_size_t", "ofs_embed_dim"])
 def test_a_transformer_of_cogvideox_1_5_is_refused(name):
     cogvideox.check_transformer({name: None}, "weights")
@@ -81,12 +64,65 @@ def test_a_step_is_diffusers_own_bit_for_bit(steps, dtype):
     before, x0, old, drawn, drawn_too = None, None, None, rng(1), rng(1)
     for now in scheduler.timesteps:
         velocity = torch.randn(ours.shape, generator=rng(int(now)))
-        ours, x0 = cogvideox.denoise_step(scheduler, velocity, ours, int(now), before, x0, drawn)
+        noise = cogvideox.draw_noise(scheduler, ours, int(now), before, drawn)
+        ours, x0 = cogvideox.denoise_step(scheduler, velocity, ours, int(now), before, x0, noise)
         theirs, old = scheduler.step(
             velocity, old, now, before, theirs, generator=drawn_too, return_dict=False
         )
         ours, theirs, before = ours.to(dtype), theirs.to(dtype), int(now)
         assert torch.equal(ours, theirs) and torch.equal(x0, old)
+
+
+def sampled(passes, velocity, steps=20):
+    """Where a Sampler comes; velocity(sample, timestep) is what a pass would give."""
+    scheduler = CogVideoXDPMScheduler.from_config(SCHEDULER)
+    scheduler.set_timesteps(steps)
+    draw = rng(1)
+    sampler = cogvideox.Sampler(scheduler, torch.randn(1, 3, 4, 6, 8, generator=draw), draw)
+    for i, now in enumerate(scheduler.timesteps.tolist()):
+        if i in passes:
+            sampler.computed(now, velocity(sampler.sample, now))
+        else:
+            sampler.predicted(now)
+    return sampler.sample
+
+
+def test_velocities_on_a_line_are_predicted_exactly():
+    """All but those of the first gap, which the corrector puts right."""
+    slope = torch.randn(1, 3, 4, 6, 8, generator=rng())
+
+    def velocity(sample, now):
+        return slope * (now / 1000 - 0.3)
+
+    exact = sampled(range(20), velocity)
+    torch.testing.assert_close(sampled([0, 1, 19], velocity), exact, atol=1e-4, rtol=1e-4)
+    close = sampled([0, 5, 19], velocity)
+    assert (close - exact).norm() < 0.1 * exact.norm()
+
+
+def test_the_corrector_halves_the_error_at_least():
+    """A model of data N(0, 0.3^2), whose velocity follows its input."""
+    scheduler = CogVideoXDPMScheduler.from_config(SCHEDULER)
+
+    def velocity(sample, now):
+        alpha = scheduler.alphas_cumprod[now]
+        gain = alpha.sqrt() * 0.09 / (alpha * 0.09 + 1 - alpha)
+        return (alpha.sqrt() - gain) / (1 - alpha).sqrt() * sample
+
+    exact = sampled(range(20), velocity)
+    passes = cogvideox.fast_passes(20)
+    with pytest.MonkeyPatch.context() as patch:
+        corrected = sampled(passes, velocity)
+        patch.setattr(cogvideox.Sampler, "corrected", lambda sampler, now, velocity: velocity)
+        plain = sampled(passes, velocity)
+    assert (corrected - exact).norm() < 0.5 * (plain - exact).norm()
+
+
+def test_passes_are_every_fourth_and_the_last_four():
+    assert len(cogvideox.fast_passes(50)) == 16
+    assert cogvideox.fast_passes(12) == [0, 4, 8, 9, 10, 11]
+    for steps in (1, 2, 4):
+        assert cogvideox.fast_passes(steps) == list(range(steps))
 
 
 # ---- the VAE -------------------------------------------------------------------------------------

@@ -99,6 +99,18 @@ def test_progress_is_told_as_often_as_was_said(pipe, clip, model):
     assert len(told) == pipe.work(3)  # not told outside the context
 
 
+def test_fast_leaves_out_passes_and_tells_of_the_others(pipe, clip, model):
+    told = []
+    with pipe.watch(told.append):
+        few = pipe.inpaint(clip, embedding(model), 12, torch.Generator().manual_seed(0), fast=True)
+    assert len(told) == pipe.work(12, fast=True) and told.count("denoising") == 6
+    all_passes = pipe.inpaint(clip, embedding(model), 12, torch.Generator().manual_seed(0))
+    assert not torch.equal(few, all_passes)
+    four = [pipe.inpaint(clip, embedding(model), 4, torch.Generator().manual_seed(0), fast)
+            for fast in (False, True)]
+    assert torch.equal(*four)  # where all passes are made
+
+
 def test_sizes_come_from_the_models_config(pipe):
     assert pipe.clip_shape == (17, 64, 96)
 

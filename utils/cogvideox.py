@@ -2,7 +2,7 @@
 
 Another base model means another file like this one, and other classes in utils/pipeline.py, which
 loads them. Every rewrite here computes the same function
-as diffusers' own module in less time; only `predict_steps` changes the picture.
+as diffusers' own module in less time; only steps that `fast_passes` leaves out change the picture.
 """
 
 import functools
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import TaylorSeerCacheConfig
 from diffusers.models.autoencoders import autoencoder_kl_cogvideox as diffusers_vae
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import (
@@ -214,48 +213,120 @@ def recomputed(forward, level):
     return run
 
 
-def predict_steps(transformer, steps):
-    """Have only every third of `steps` denoising steps run the transformer's blocks.
-
-    The first 3 and the last 4 steps run them too. For the others the output is extrapolated from
-    the last two that were computed (Liu et al. 2025, "TaylorSeer"). Not with blocks that take turns
-    on the GPU: diffusers' hooks for that take this one off.
-    """
-    transformer.enable_cache(TaylorSeerCacheConfig(
-        cache_interval=3, disable_cache_before_step=3, disable_cache_after_step=steps - 4,
-        taylor_factors_dtype=torch.float32, use_lite_mode=True))
-
-
 # ---- the sampler ---------------------------------------------------------------------------------
 
 
-def denoise_step(scheduler, velocity, sample, now, before, x0_before, generator):
-    """One step of the sampler, DPM-Solver++ (2M, SDE; Lu et al. 2022): (next sample, predicted x0).
+def fast_passes(steps, every=4, last=4):
+    """The numbers of those of `steps` denoising steps in which --fast runs the transformer.
 
-    scheduler: CogVideoXDPMScheduler. velocity, float32, and sample: [B, f, 16, h, w]. now, before:
-    the timesteps of this step and of the last one; x0_before: what the last one predicted; both
-    None in the first step. The noise of the step comes from `generator`, on the CPU.
+    What it predicts changes as much in an early step as in a late one, so that they are spread
+    evenly. Errors of the `last` steps would not be forgotten.
+    """
+    return [i for i in range(steps) if i % every == 0 or i >= steps - last]
+
+
+class Sampler:
+    """The way of a clip from noise to latents: `sample`, [1, f, 16, h, w], is where it is.
+
+    A step need not have a pass of the transformer. Without one its velocity is extrapolated from
+    the last two passes, linearly in the timestep. The next pass tells what it should have been:
+    the steps since the last one are taken again, with the same noise, their velocities interpolated
+    between the two passes. So the corrector of Zhao et al. 2023, "UniPC", costs no pass.
+    """
+
+    def __init__(self, scheduler, sample, generator):
+        self.scheduler = scheduler
+        self.generator = generator  # of noise, on the CPU
+        self.sample = sample
+        self.x0 = None  # what the last step predicted
+        self.before = None  # the timestep of the last step
+        self.passes = []  # (timestep, velocity) of the last two
+        self.skipped = []  # (timestep, noise) of the steps since the last pass
+        self.start = None  # (sample, x0) of the first of them
+
+    def computed(self, now, velocity):
+        """Take the step at `now`, at which a pass for `sample` gave this velocity."""
+        velocity = velocity.float()
+        if self.skipped:
+            velocity = self.corrected(now, velocity)
+        self.passes = [*self.passes[-1:], (now, velocity)]
+        self.step(now, velocity, self.noise(now))
+        self.skipped = []
+        self.start = (self.sample, self.x0)
+
+    def predicted(self, now):
+        """Take the step at `now` without a pass."""
+        noise = self.noise(now)
+        self.skipped.append((now, noise))
+        self.step(now, on_line(self.passes[0], self.passes[-1], now), noise)
+
+    def corrected(self, now, velocity):
+        """Take the skipped steps again; the velocity that predicts the same x0 from there."""
+        before = self.sample
+        last = self.passes[-1]
+        self.sample, self.x0 = self.start
+        self.before = last[0]
+        for then, noise in self.skipped:
+            self.step(then, on_line(last, (now, velocity), then), noise)
+        alpha = self.scheduler.alphas_cumprod[now]
+        return velocity + (alpha / (1 - alpha)) ** 0.5 * (self.sample - before)
+
+    def noise(self, now):
+        return draw_noise(self.scheduler, self.sample, now, self.before, self.generator)
+
+    def step(self, now, velocity, noise):
+        """Take the step at `now`."""
+        sample, self.x0 = denoise_step(self.scheduler, velocity, self.sample, now, self.before,
+                                       self.x0, noise)
+        self.sample = sample.to(self.sample.dtype)
+        self.before = now
+
+
+def on_line(a, b, now):
+    """The velocity at a timestep on the line through a and b, each (timestep, velocity)."""
+    if a[0] == b[0]:
+        return a[1]
+    return torch.lerp(a[1], b[1], (now - a[0]) / (b[0] - a[0]))
+
+
+def next_timestep(scheduler, now):
+    """The timestep after `now`, below 0 after the last."""
+    return now - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+
+
+def draw_noise(scheduler, sample, now, before, generator):
+    """The noise of a step, as diffusers draws it, from a generator on the CPU: of sample's shape.
 
     diffusers' own step reads its timestep back from the GPU, which takes until the pass that was
     asked for is done, and draws noise only then. This one draws while the GPU computes. Pictures
     of a seed are the same, bit for bit.
     """
+    first_order = before is None or next_timestep(scheduler, now) < 0
+    for _ in range(1 if first_order else 2):  # diffusers draws twice, and uses the second
+        noise = torch.randn(sample.shape, generator=generator, dtype=sample.dtype,
+                            pin_memory=sample.is_cuda)
+    return noise.to(sample.device, non_blocking=True)
+
+
+def denoise_step(scheduler, velocity, sample, now, before, x0_before, noise):
+    """One step of the sampler, DPM-Solver++ (2M, SDE; Lu et al. 2022): (next sample, predicted x0).
+
+    scheduler: CogVideoXDPMScheduler. velocity, float32, sample and noise: [B, f, 16, h, w]. now,
+    before: the timesteps of this step and of the last one; x0_before: what the last one predicted;
+    both None in the first step.
+    """
     alphas = scheduler.alphas_cumprod
-    after = now - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    after = next_timestep(scheduler, now)
     alpha = alphas[now]
     alpha_before = None if before is None else alphas[before]
     alpha_after = alphas[after] if after >= 0 else scheduler.final_alpha_cumprod
-    first_order = x0_before is None or after < 0
+    first_order = before is None or after < 0
 
     h, r, *_ = scheduler.get_variables(alpha, alpha_after, alpha_before)
     keep, give, *second = scheduler.get_mult(h, r, alpha, alpha_after, alpha_before)
     x0 = alpha**0.5 * sample - (1 - alpha) ** 0.5 * velocity
     mean = x0 if first_order else second[0] * x0 - second[1] * x0_before
     sigma = (1 - alpha_after) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
-    for _ in range(1 if first_order else 2):  # diffusers draws twice, and uses the second
-        noise = torch.randn(sample.shape, generator=generator, dtype=sample.dtype,
-                            pin_memory=sample.is_cuda)
-    noise = noise.to(sample.device, non_blocking=True)
     return keep * sample - give * mean + sigma * noise, x0
 
 

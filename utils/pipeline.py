@@ -47,11 +47,11 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
     """Image-to-video conditioned on a whole clip, the render of every frame."""
 
     @torch.no_grad()
-    def inpaint(self, clip, prompt_embeds, steps, generator):
+    def inpaint(self, clip, prompt_embeds, steps, generator, fast=False):
         """Inpaint a render: [F, 3, H, W] in [0, 1] to the same shape and range, float32.
 
         prompt_embeds: the embedding of "", [1, length, width]. All noise, and the sample of the
-        condition, come from `generator`.
+        condition, come from `generator`. fast: run the transformer in some steps only.
 
         Prompt and negative prompt are both "", so guided and unguided prediction are equal at any
         guidance scale and one pass a step is enough (the published code makes two).
@@ -65,20 +65,22 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
         self.scheduler.set_timesteps(steps)
         timesteps = self.scheduler.timesteps.to(device)
 
-        before, x0 = None, None
+        passes = cogvideox.fast_passes(steps) if fast else range(steps)
+        sampler = cogvideox.Sampler(self.scheduler, sample, generator)
         for i, now in enumerate(self.scheduler.timesteps.tolist()):
+            if i not in passes:
+                sampler.predicted(now)
+                continue
             with self.transformer.cache_context("inpaint"):
-                both = torch.cat([sample, condition], 2)  # [1, f, 32, h, w]
+                both = torch.cat([sampler.sample, condition], 2)  # [1, f, 32, h, w]
                 velocity = self.transformer(both, prompt_embeds, timesteps[i : i + 1],
                                             image_rotary_emb=rotary).sample
             if i == 0 and not velocity.isfinite().all():
                 raise InputError("the transformer's output is not finite in its first step: its "
                                  "weights are broken, or of a training that diverged; give others")
-            sample, x0 = cogvideox.denoise_step(self.scheduler, velocity.float(), sample, now,
-                                                before, x0, generator)
-            sample, before = sample.to(dtype), now
+            sampler.computed(now, velocity)
 
-        frames = self.decode_latents(sample)  # [1, 3, F, H, W] in [-1, 1]
+        frames = self.decode_latents(sampler.sample)  # [1, 3, F, H, W] in [-1, 1]
         self.maybe_free_model_hooks()
         if not frames.isfinite().all():
             raise InputError("the output is not finite after the last step, so it is not written: "
@@ -113,9 +115,10 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
         latent_frames = (frames - 1) // self.vae_scale_factor_temporal + 1
         return self._prepare_rotary_positional_embeddings(height, width, latent_frames, device)
 
-    def work(self, steps):
+    def work(self, steps, fast=False):
         """How often `watch` is told of progress while one clip is inpainted."""
-        return sum(cogvideox.vae_calls(self.vae, self.clip_shape)) + steps
+        passes = len(cogvideox.fast_passes(steps)) if fast else steps
+        return sum(cogvideox.vae_calls(self.vae, self.clip_shape)) + passes
 
     @contextlib.contextmanager
     def watch(self, tell):

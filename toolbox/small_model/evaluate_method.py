@@ -211,10 +211,10 @@ def finetune(pipe, embedding, clip, settings):
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def inpaint(pipe, embedding, render, steps, seed=SEED):
+def inpaint(pipe, embedding, render, steps, seed=SEED, fast=False):
     """What the pipeline makes of a render uint8 [F, H, W, 3]: float32 [F, H, W, 3] in [0, 1]."""
     clip = torch.from_numpy(render).permute(0, 3, 1, 2) / 255
-    out = pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(seed))
+    out = pipe.inpaint(clip, embedding, steps, torch.Generator().manual_seed(seed), fast)
     return out.permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -223,7 +223,8 @@ class Pairs:
         clip = torch.from_numpy(frames)
         if torch.device(device).type == "cuda":
             clip = clip.pin_memory().to(device, non_blocking=True)
-        return (clip.permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)[None]
+        clip = clip.permute(0, 3, 1, 2).contiguous()  # the VAE takes 0.87 s, not 0.68, otherwise
+        return (clip.float() / 127.5 - 1).to(dtype)[None]
 
     def latents(self, pipe, draw, rng, device, dtype, size=1):
         x0 = []

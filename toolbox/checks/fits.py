@@ -24,7 +24,7 @@ STEP = {
     ("single", "lora"): "3.7 s a step",
 }
 CLIP = {
-    ("gpu", False): "45 s a clip; --compile 37, --compile --fast 17",
+    ("gpu", False): "45 s a clip; --compile 37, --compile --fast 14",
     ("offload", False): "53 s a clip",
     ("low", True): "77 s a clip",
 }

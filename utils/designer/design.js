@@ -64,9 +64,8 @@ function fileName(one, kind) {
 function commandOf(one, kind) {
   const [start, orbit] = data.command;
   if (kind === "json") return `${start} --cameras ${fileName(one, "json")}`;
-  const pivot = one.pivot ? ` --pivot ${one.pivot.pixel}` : orbit && ` ${orbit}`;
-  const anchor = one.anchor === "first" ? " --anchor first" : "";
-  return `${start} --trajs ${fileName(one, "txt")}${pivot}${anchor}`;
+  const ofPage = orbit && !one.pivot ? [orbit] : [];
+  return [start, "--trajs", fileName(one, "txt"), ...ofPage, ...flagsOf(one)].join(" ");
 }
 
 function download(one, kind) {

@@ -25,10 +25,15 @@ function whyNoTxt(path) {
   return null;
 }
 
+/** The flags of data_gen.py that a txt of a path is to be used with, beside those of the page. */
+function flagsOf(path) {
+  return [path.pivot && `--pivot ${path.pivot.pixel}`,
+          path.anchor === "first" && "--anchor first"].filter(Boolean);
+}
+
 function toTxt(path) {
   const numbers = (axis) => path.tracks[axis].map(([, value]) => String(value)).join(" ");
-  const flags = [path.pivot && `--pivot ${path.pivot.pixel}`,
-                 path.anchor === "first" && "--anchor first"].filter(Boolean);
+  const flags = flagsOf(path);
   const needs = flags.length ? `${NEEDS}${flags.join(" ")}\n` : "";
   return `${needs}${ORBIT.map(numbers).join("\n")}\n`;
 }

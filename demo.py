@@ -73,9 +73,9 @@ def add_machine_arguments(add):
         "memory and change pixels slightly; auto: where memory asks for it")
     add("--compile", action="store_true", help="compile the transformer's blocks: faster steps "
         "after a longer start, for many steps or clips (GPU with a C compiler)")
-    add("--fast", action="store_true", help="run the transformer in every fourth step and the last "
-        "four, and predict its output in the others: changes the picture slightly, and saves "
-        "little below 15 steps")
+    add("--fast", action="store_true", help="run the transformer in the last four steps and in some "
+        "22%% of the others, and predict its output in the rest: changes the picture slightly, and "
+        "saves little below 15 steps")
     add("--share_clip", action="store_true", help="all processes of torchrun or accelerate launch "
         "work on one clip at a time, in place of each on videos of its own")
 
@@ -435,9 +435,10 @@ def pick_device(args):
 
 def describe(args, weights):
     """What every output is made of beside its render: weights, base and the settings that show."""
-    names = ("num_inference_steps", "seed", "fit", "overlap", "composite", "fast", "crf", "fps",
+    names = ("num_inference_steps", "seed", "fit", "overlap", "composite", "crf", "fps",
              "vae_tiling")
     settings = {name: getattr(args, name) for name in names}
+    settings["fast"] = args.fast and cogvideox.fast_passes(args.num_inference_steps)
     settings["dtype"] = str(args.dtype).removeprefix("torch.")
     base = pipeline.fingerprint(args.model_path / "vae")
     return {"weights": pipeline.fingerprint(weights), "base": base, "settings": settings}

@@ -251,15 +251,16 @@ class Pairs:
 class Bank:
     """TrainingPairs that draw from conditions which were encoded ahead, with their noise.
 
-    Made are `count` of them in all processes together, as many of each pair, by generators of
-    (seed, what, 0, number), so that a run that goes on has the same ones. They are kept in the
-    host's memory. The sample of the target's posterior is still drawn anew in every step.
+    Made are `count` of them in all processes together, or one in each, as many of each pair, by
+    generators of (seed, what, 0, number), so that a run that goes on has the same ones. They are
+    kept in the host's memory. The sample of the target's posterior is still drawn anew in every step.
     """
 
     @torch.no_grad()
     def __init__(self, pipe, pairs, count, seed, rank, ranks, device, dtype):
         self.targets = {}  # parameters of posteriors by (target, first frame)
         self.entries = []  # (target, first frame), condition
+        count = max(count, ranks)
         own = range(rank * count // ranks, (rank + 1) * count // ranks)
         for number in tqdm(own, desc="encoding conditions", unit="clip", disable=rank > 0):
             draw = generator(seed, "bank clip", 0, number)

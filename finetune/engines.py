@@ -47,12 +47,9 @@ class DeepSpeed:
     def prepare(self, transformer):
         """Take the transformer's trainable parameters."""
         args = self.args
-        fused = None  # as PyTorch chooses
-        if args.memory == "zero2_offload":
-            fused = True  # on a CPU it takes no memory for what lies between
-        optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(  # fused it takes no memory for what lies between
             memory.trainable(transformer), args.learning_rate, (args.beta1, args.beta2),
-            args.epsilon, args.weight_decay, fused=fused)
+            args.epsilon, args.weight_decay, fused=True)
         self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
 
     def begin(self, step, rate):

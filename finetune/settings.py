@@ -51,7 +51,8 @@ NUMBERS = (  # flag, type, range, meaning
     ("lora_alpha", float, "above 0", "of the LoRA: its scale times its rank"),
     ("gpu_memory", float, "at least 0", "above 0: GiB of each GPU to use at most"),
     ("condition_encodings", int, "at least 0", "above 0: noisy conditions to encode before the "
-     "first step, of which each step draws one; 0: a new one in every step, as published"),
+     "first step, of which each step draws one, if it has more samples to draw than these; 0: a new "
+     "one in every step, as published"),
     ("seed", int, "at least 0", "of every random draw"),
 )
 SWITCHES = (
@@ -164,9 +165,6 @@ def check_output(args, processes):
     if args.output_dir.exists() and not args.output_dir.is_dir():
         raise InputError(f"--output_dir {args.output_dir}: is a file; expected a folder or a new "
                          "name")
-    if 0 < args.condition_encodings < processes:
-        raise InputError(f"--condition_encodings {args.condition_encodings}: expected 0, or as many"
-                         f" as there are processes, {processes}, or more")
     cli.check_free(args.output_dir / LOCK)
     start, state = checkpoint.find_resume(args.output_dir, args.resume_from_checkpoint)
     if state:
@@ -180,8 +178,12 @@ def check_output(args, processes):
 def set_steps(args, processes):
     """With total_samples: as many steps as it takes all processes together to see that many."""
     if args.total_samples:
-        step = processes * args.batch_size * args.gradient_accumulation_steps
-        args.train_epochs = math.ceil(args.total_samples / step)
+        args.train_epochs = math.ceil(args.total_samples / samples_a_step(args, processes))
+
+
+def samples_a_step(args, processes):
+    """How many samples all processes together see in an optimiser step."""
+    return processes * args.batch_size * args.gradient_accumulation_steps
 
 
 def learning_rate(args, step):

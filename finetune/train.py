@@ -85,7 +85,8 @@ def make_run(args, engine, pipe, pairs, embedding, start=0, state=None):
               f"{start} to {args.train_epochs}" + memory.said(args, transformer, levels, engine)
               + ", VAE in tiles" * pipe.vae.use_tiling)
     source = pairs
-    if args.condition_encodings:
+    samples = args.train_epochs * settings.samples_a_step(args, engine.ranks)
+    if 0 < args.condition_encodings < samples:
         source = dataset.Bank(pipe, pairs, args.condition_encodings, args.seed, engine.rank,
                               engine.ranks, engine.device, embedding.dtype)
     rotary = pipe.rotary_embedding(engine.device)

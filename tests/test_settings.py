@@ -160,9 +160,6 @@ def test_pairs_that_are_no_files_are_checked_by_their_caller(model, tmp_path, ca
     args.condition_encodings = 2
     with pytest.raises(InputError, match="--condition_encodings 2: these pairs cannot be encoded"):
         prepare.prepare(args, check_pairs=None)
-    args.condition_encodings = 3
-    with pytest.raises(InputError, match="expected 0, or as many as there are processes, 4"):
-        prepare.prepare(args, settings.Launch(4), check_pairs=None)
 
 
 def test_the_processes_of_prepare_are_flags(

@@ -126,6 +126,13 @@ class Even(Way):
         return self.is_end(i) or i in between.round()
 
 
+class Fast(Way):
+    """The passes of --fast, however many were asked for."""
+
+    def wants_pass(self, i, sampler):
+        return i in cogvideox.fast_passes(self.steps)
+
+
 class Plain(cogvideox.Sampler):
     """Without the corrector: an extrapolation like TaylorSeer's."""
 
@@ -274,6 +281,8 @@ WAYS = {
     "order 1, by its last error": (Wrong, Plain),
     "corrector, by its last error": (Wrong, cogvideox.Sampler),
     "corrector": (Even, cogvideox.Sampler),
+    "TaylorSeer, passes of fast": (Fast, Plain),
+    "fast": (Fast, cogvideox.Sampler),
 }
 
 

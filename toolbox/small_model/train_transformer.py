@@ -33,6 +33,7 @@ def parse_args():
     if not args.memory.startswith("single"):
         raise InputError(f"--memory {args.memory}: one process trains on ray-traced scenes; give "
                          "single or single_fused")
+    args.condition_encodings = 0  # these pairs are encoded ahead
     return args
 
 

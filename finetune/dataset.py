@@ -253,7 +253,7 @@ class Bank:
 
     Made are `count` of them in all processes together, or one in each, as many of each pair, by
     generators of (seed, what, 0, number), so that a run that goes on has the same ones. They are
-    kept in the host's memory. The sample of the target's posterior is still drawn anew in every step.
+    kept in the host's memory. The sample of the target's posterior is drawn anew in every step.
     """
 
     @torch.no_grad()

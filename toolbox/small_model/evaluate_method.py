@@ -1,4 +1,4 @@
-"""Measure inpainting and test-time finetuning on ray-traced scenes whose exact views are known.
+"""Measure inpainting and test-time finetuning on made scenes whose exact views are known.
 
     python toolbox/small_model/evaluate_method.py --model_path checkpoints/tiny/base \\
         --cognvs_ckpt_path checkpoints/tiny/cognvs_ckpt_inpaint --output_dir /tmp/evaluation
@@ -29,11 +29,12 @@ from finetune import checkpoint, dataset
 from finetune.loss import denoising_loss
 from finetune.settings import learning_rate
 from toolbox.evaluation import measures
-from toolbox.synthetic import clips, yards
+from toolbox.synthetic import clips, toys, yards
 from utils import camera_paths, cli, devices, metrics, pipeline, trajectory, video
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRST_SEED = {"choose": 100, "report": 500}  # scenes to choose settings on, and scenes to report
+WORLDS = ("rooms", "yards", "toys")
 SIMPLE = ("black", "telea", "nearest in time", "vae")  # methods that need no transformer
 SEED = 42  # of noise, and of the training renders' paths
 COLUMNS = ("holes", "known", "full", "composite", "ssim", "sharpness")
@@ -65,8 +66,8 @@ def parse_args():
     add("--model_path", type=Path, required=True, help="base folder")
     add("--cognvs_ckpt_path", type=Path, required=True, help="inpainting weights")
     add("--output_dir", type=Path, required=True)
-    add("--world", choices=("rooms", "yards"), default="rooms", help="like the training scenes, or "
-        "not")
+    add("--world", choices=WORLDS, default="rooms", help="like the training scenes; yards and "
+        "toys are not")
     add("--set", choices=FIRST_SEED, default="choose", help="of scenes")
     add("--scenes", type=int, default=8)
     add("--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="do the I-th of N "
@@ -98,10 +99,17 @@ class Case(NamedTuple):
 
 
 def film(world, seed, shape, device):
-    """The clip of a scene's seed: of rooms, like those that were trained on, or of yards."""
+    """The clip of a scene's seed: of rooms, like those that were trained on, of yards or of toys."""
     if world == "rooms":
         return clips.random_clip(seed, shape, device)
+    if world == "toys":
+        return toys.make_clip(seed, shape, device)
     return clips.make_clip(yards.make_yard(seed), shape, shape[2], device)
+
+
+def exact_view(world, clip, cameras):
+    """What cameras see of a clip's scene, uint8 [F, H, W, 3], by the renderer of its world."""
+    return (toys if world == "toys" else clips).exact_view(clip, cameras)
 
 
 def open_case(world, seed, shape, device):
@@ -110,7 +118,7 @@ def open_case(world, seed, shape, device):
     keyframes = camera_paths.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
     cameras = clips.path_cameras(clip, keyframes)
     render, mask = clips.reproject(clip, cameras, "eval")
-    truth = clips.exact_view(clip, cameras)
+    truth = exact_view(world, clip, cameras)
     return Case(clip, cameras, render.cpu().numpy(), mask.cpu().numpy(), truth.cpu().numpy())
 
 

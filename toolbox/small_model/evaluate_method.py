@@ -99,7 +99,7 @@ class Case(NamedTuple):
 
 
 def film(world, seed, shape, device):
-    """The clip of a scene's seed: of rooms, like those that were trained on, of yards or of toys."""
+    """The clip of a scene's seed: of rooms, like those trained on, or of another world."""
     if world == "rooms":
         return clips.random_clip(seed, shape, device)
     if world == "toys":

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 TOO_NEAR = 1e-4  # a depth nearer than that is the surface that the ray starts on
-BLOCK_PATTERNS = ("plain", "plain", "plain", "stripes", "bands", "checks", "dots", "rings", "zigzag")
+BLOCK_PATTERNS = ("plain", "plain", "plain", "stripes", "bands", "checks", "dots", "rings",
+                  "zigzag")
 BALL_PATTERNS = ("segments", "bands", "plain", "checks")
 FIGURES = (0.16, 0.3)  # metres, sizes of what is painted on toys
 
@@ -36,6 +37,11 @@ class Part(NamedTuple):
 # ---- rays ----------------------------------------------------------------------------------------
 
 
+def dot(a, b):
+    """Products [N] of vectors [N, 3]; several times as fast as a sum over so short an axis."""
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
 def enter(part, eye, ray):
     """(depth where rays enter a part, inf where they miss it; the plane), each [N]."""
     if part.planes is None:
@@ -53,9 +59,9 @@ def enter(part, eye, ray):
 
 def enter_ball(part, eye, ray):
     off = eye - eye.new_tensor(part.centre)
-    a = ray.square().sum(1)
-    b = (ray * off).sum(1)
-    root = b.square() - a * (off.square().sum(1) - part.radius**2)
+    a = dot(ray, ray)
+    b = dot(ray, off)
+    root = b.square() - a * (dot(off, off) - part.radius**2)
     depth = (-b - root.clamp_min(0).sqrt()) / a
     hit = (root > 0) & (depth > TOO_NEAR)
     return depth.masked_fill(~hit, math.inf), torch.zeros_like(b, dtype=torch.int64)
@@ -196,7 +202,7 @@ def pyramid(paint, base, half, height):
     return hull(paint, centre, [(0, 1, 0), *sides], [height / 4] + [pitch] * 4)
 
 
-# ---- toys: each takes (rng, colours, size in metres) and stands on y = 0 --------------------------
+# ---- toys: each takes (rng, colours, size in metres) and stands on y = 0 ----------------------
 
 
 def tower(rng, colours, size):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from toolbox.synthetic import clips, toy_shapes
-from toolbox.synthetic.toy_shapes import Paint, Part
+from toolbox.synthetic.toy_shapes import Paint, Part, dot
 
 SAMPLES = 2  # rays a pixel, to each side
 GAMMA = 2.2
@@ -30,7 +30,7 @@ REACH = 2.6  # metres from the middle, within which toys stand and move
 FRONT = 1.7  # of these on the camera's side, so that nothing comes too near to it
 GROUND_PATTERNS = ("plain", "checks", "stripes", "rings", "dots", "zigzag")
 SCREEN_PATTERNS = ("plain", "plain", "bars", "hills", "bands", "dots")
-BEHIND = ((0, 65, -65), (35, -35), (0, 60, -60), (20, -55, 80))  # degrees, where screens stand
+BEHIND = ((0, 52, -52), (30, -30), (5, 45, -50), (20, -45))  # degrees, where screens stand
 FAR = 9.5  # metres to those behind the camera
 MOVES = ("arc", "crane", "push", "truck", "sway")
 
@@ -62,7 +62,7 @@ class Table(NamedTuple):
 
 
 class Hits(NamedTuple):
-    """What rays meet: depth in multiples of the ray, toy and part (-1: the arena), and the plane."""
+    """What rays meet: how far along the ray, which toy and part (-1: the arena), which plane."""
 
     depth: Tensor  # float32 [N]
     toy: Tensor  # int64 [N], as the next two
@@ -263,9 +263,9 @@ def pose(toy, time, device):
 def passing(centre, size, eye, ray):
     """Indices of rays, eye and ray [N, 3], that pass a ball [n]."""
     off = centre - eye
-    along = (off * ray).sum(1)
-    length = ray.square().sum(1)
-    near = along.square() >= length * (off.square().sum(1) - size**2)
+    along = dot(off, ray)
+    length = dot(ray, ray)
+    near = along.square() >= length * (dot(off, off) - size**2)
     return torch.nonzero(near & (along > -size * length.sqrt())).flatten()
 
 

@@ -326,11 +326,14 @@ def table(rows):
 def gain(scenes, reference):
     """By how many dB holes are better, scene by scene; "" if no scene has both."""
     better = [row["holes"] - reference[n]["holes"] for n, row in scenes.items() if n in reference]
-    if not better:
-        return ""
-    text = f"{np.mean(better):+.2f}"
-    if len(better) > 1:
-        text += f" +- {np.std(better, ddof=1) / len(better) ** 0.5:.2f}"
+    return mean_and_error(better) if better else ""
+
+
+def mean_and_error(gains):
+    """The mean of gains in dB and, of two or more, its standard error, in words."""
+    text = f"{np.mean(gains):+.2f}"
+    if len(gains) > 1:
+        text += f" +- {np.std(gains, ddof=1) / len(gains) ** 0.5:.2f}"
     return text
 
 

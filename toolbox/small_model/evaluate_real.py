@@ -213,8 +213,7 @@ def estimates(args, rows):
             for found, name in zip(gains, (scene, scene + MIRRORED), strict=True):
                 found.append(holes[name, method] - holes[name, f"zero-shot, {steps}"])
         told = estimated_gain(*map(np.array, gains))
-        error = told.std(ddof=1) / len(told) ** 0.5
-        lines.append(f"{method}: {told.mean():+.2f} +- {error:.2f} dB estimated in new views")
+        lines.append(f"{method}: {evaluate_method.mean_and_error(told)} dB estimated in new views")
     return "\n".join(lines)
 
 

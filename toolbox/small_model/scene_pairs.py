@@ -17,6 +17,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from finetune import dataset
+from toolbox.small_model import worlds
 from toolbox.synthetic import clips
 from utils import pipeline, trajectory, video
 
@@ -103,19 +104,24 @@ def load_vae(model_path, device):
 
 def to_device(clip, device):
     """A clip whose tensors are on another device."""
-    return clips.Clip(clip.scene, *(tensor.to(device) for tensor in clip[1:]))
+    moved = {}
+    for name, tensor in clip._asdict().items():
+        if isinstance(tensor, torch.Tensor):
+            moved[name] = tensor.to(device)
+    return clip._replace(**moved)
 
 
 def film_views(seed, shape, tracer):
     """The clip of a random scene, and what cameras on random paths saw beside it."""
-    clip = clips.random_clip(seed, shape, tracer)
+    clip = worlds.random_clip(seed, shape, tracer)
     rng = random.Random(f"paths {seed}")
     views = [clip]
     for keyframes in trajectory.random_keyframes(seed, VIEWS - 1):
         wider = {}
         for axis, keys in keyframes.items():
             wider[axis] = rng.uniform(1, WIDER) * np.array(keys)
-        views.append(clips.refilm(clip, clips.path_cameras(clip, wider)))
+        view = clips.refilm(clip, clips.path_cameras(clip, wider))
+        views.append(worlds.estimated(view, seed, len(views)))
     return views
 
 

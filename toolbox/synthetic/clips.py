@@ -24,7 +24,7 @@ from tqdm import tqdm
 from toolbox.synthetic import scenes
 from utils import trajectory, video, warp
 
-LENS_BLUR = 0.7  # pixels, sigma of the picture of a point
+LENS_BLUR = scenes.Scene.lens_blur
 COARSE = (2, 3.5)  # range of pattern sizes; a VAE of 2.65 M parameters loses finer ones
 SOFTNESS = 1.5  # pixels over which they are blurred
 FRAMES_AT_ONCE = 49  # that a GPU traces together; its memory grows with them
@@ -38,6 +38,7 @@ class Clip(NamedTuple):
     depth: Tensor
     c2w: Tensor
     k: Tensor
+    estimate: Tensor | None = None  # depth with errors, to warp by in place of the true one
 
 
 def film(scene, c2w, k, height, width, frames=None):
@@ -57,12 +58,14 @@ def film(scene, c2w, k, height, width, frames=None):
         colour, z = scenes.trace(scene, c2w[at], k[at], height, width, times[at])
         rgb.append(colour)
         depth.append(z)
-    rgb = blur(torch.cat(rgb), LENS_BLUR)
+    rgb = blur(torch.cat(rgb), scene.lens_blur)
     return (rgb * 255).round().byte(), torch.cat(depth)
 
 
 def blur(rgb, sigma):
     """Float pictures [F, H, W, 3] through a lens whose point is a Gaussian of `sigma` pixels."""
+    if sigma == 0:
+        return rgb
     reach = math.ceil(3 * sigma)
     offsets = torch.arange(-reach, reach + 1, device=rgb.device, dtype=rgb.dtype)
     weights = torch.exp(-offsets.square() / (2 * sigma**2))
@@ -120,7 +123,8 @@ def reproject(clip, cameras, mode):
     k = clip.k.expand(len(motion), 3, 3)
     k_target = torch.from_numpy(cameras.intrinsics).to(clip.k)
     x = video.to_signed(clip.rgb[cameras.frames])
-    x, mask = warp.render(mode, x, clip.depth[cameras.frames], motion, k, k_target)
+    depth = clip.depth if clip.estimate is None else clip.estimate
+    x, mask = warp.render(mode, x, depth[cameras.frames], motion, k, k_target)
     return video.to_bytes(x), mask
 
 

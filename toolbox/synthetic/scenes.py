@@ -46,6 +46,7 @@ WAINSCOT = 0.82  # height [m]
 SKIRTING = 0.13  # height [m]
 # amplitudes of a hand-held camera: the eye's x y z, the target's x y z [m], and the roll [rad]
 SWAY = (0.35, 0.06, 0.2, 0.08, 0.05, 0.08, 0.012)
+GONE = 1000.0  # how deep below the ground a body is that is not there [m]
 TRIES = 300  # to place a body clear of the others
 
 
@@ -81,6 +82,8 @@ class Body:
     hop: tuple[float, float, float] = (0.0, 0.0, 0.0)  # height, hops a clip, phase
     yaw: tuple[float, float] = (0.0, 0.0)  # first angle, angle turned
     roll: float = 0.0  # angle rolled about its own x axis
+    tilt: float = 0.0  # and at first
+    shown: tuple[float, float] = (0.0, 1.0)  # the times between which it is there
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,12 @@ class Scene:
     softness: float = 1.0  # pixels over which patterns are blurred
 
     open_air = False
+    backdrop = False  # the room's walls, floor and all show their own colour, whatever the light
+    unlit = False  # and so does everything
+    shadows = True
+    contact = True  # whether it is darker where things meet
+    samples = 2  # x samples rays a pixel
+    lens_blur = 0.7  # pixels, sigma of the picture of a point
     power = 3.4  # of the light
     penumbra = 0.16  # radius of the light [m]
     # linear RGB of the light and of what comes from below and from above
@@ -109,6 +118,10 @@ class Scene:
     def paint(self, p, n, w):
         """Colour [3, n] of the room at p [3, n] in the world, facing n, seen w [n] metres wide."""
         return room_colour(self, p, n, w)
+
+    def expose(self, light):
+        """Display values in [0, 1] of linear light."""
+        return tone(light)
 
 
 class Solid(NamedTuple):
@@ -336,14 +349,15 @@ def footprint(body):
 # ---- rays ----------------------------------------------------------------------------------------
 
 
-def trace(scene, c2w, K, height, width, time, samples=2):
+def trace(scene, c2w, K, height, width, time, samples=None):
     """The scene from c2w [B, 4, 4] through K ([3, 3] or [B, 3, 3], pixels) at time [B].
 
     Returns, on c2w's device, rgb [B, H, W, 3] float32 in [0, 1], the mean of samples x samples rays
-    a pixel, and depth [B, H, W] float32, the z in metres where the ray through the pixel's centre
-    ends.
+    a pixel (by default the scene's), and depth [B, H, W] float32, the z in metres where the ray
+    through the pixel's centre ends.
     """
     c2w = c2w.double()
+    samples = samples or scene.samples
     inverse = torch.linalg.inv(K.to(c2w)).expand(len(c2w), 3, 3)
     origin = c2w[:, :3, 3:].float()
     spacing = inverse[:, :1, 0].float() * scene.softness / samples
@@ -354,7 +368,7 @@ def trace(scene, c2w, K, height, width, time, samples=2):
         du = (j + 0.5) / samples - 0.5
         rays = pixel_rays(c2w, inverse, height, width, du, dv)
         light = light + shade(scene, solids, origin, rays, spacing)
-    rgb = tone(light / samples**2).transpose(1, 2).unflatten(1, (height, width))
+    rgb = scene.expose(light / samples**2).transpose(1, 2).unflatten(1, (height, width))
     depth, _ = nearest_surface(solids, origin, pixel_rays(c2w, inverse, height, width, 0, 0))
     return rgb, depth.unflatten(1, (height, width))
 
@@ -375,9 +389,10 @@ def place(body, t):
     drop = -4 * height * hop * (1 - hop)
     x = body.at[0] + body.drift[0] * t
     z = body.at[2] + body.drift[1] * t
-    centre = torch.stack([x, body.at[1] + drop, z], 1)
+    gone = (t < body.shown[0]) | (t > body.shown[1])
+    centre = torch.stack([x, body.at[1] + drop + GONE * gone, z], 1)
     yaw = body.yaw[0] + body.yaw[1] * t
-    roll = body.roll * t
+    roll = body.tilt + body.roll * t
     s, c = yaw.sin(), yaw.cos()
     sr, cr = roll.sin(), roll.cos()
     axes = torch.stack([c, s * sr, s * cr, 0 * t, cr, -sr, -s, c * sr, c * cr], 1)
@@ -513,6 +528,8 @@ def shade(scene, solids, origin, ray, spacing):
     point = origin + depth[:, None] * ray
     view = ray / length(ray, 1)[:, None]
     normal, colour, gloss = surfaces(scene, solids, point, owner, view, depth * spacing)
+    if scene.unlit:
+        return colour
     lamp = torch.tensor(scene.light, device=point.device)[:, None] - point
     away = length(lamp, 1)
     lamp = lamp / away[:, None]
@@ -520,16 +537,18 @@ def shade(scene, solids, origin, ray, spacing):
     halfway = lamp - view
     shine = ((normal * halfway).sum(1) / length(halfway, 1)).clamp_min(0)
     glint = gloss * shine**48 * (facing > 0)
-    seen = seen_light(solids, point, lamp, away, owner, scene.penumbra)
+    seen = 1
+    if scene.shadows:
+        seen = seen_light(solids, point, lamp, away, owner, scene.penumbra)
     power = scene.power * seen / (0.45 + 0.06 * away**2)
-    room = openness(solids, point + REACH * normal)
+    room = openness(solids, point + REACH * normal) if scene.contact else torch.ones_like(away)
     up = 0.5 - 0.5 * normal[:, 1]
     lamp, below, above = torch.tensor(scene.tints, device=point.device)[..., None]
     direct = lamp * power[:, None]
     ambient = torch.lerp(below, above, up[:, None]) * room[:, None]
     light = colour * (direct * facing[:, None] + ambient) + direct * glint[:, None]
-    sky = scene.open_air & (owner == 0) & (normal[:, 1] > -0.5)
-    return torch.where(sky[:, None], colour, light)
+    bare = (owner == 0) & (scene.backdrop | scene.open_air & (normal[:, 1] > -0.5))
+    return torch.where(bare[:, None], colour, light)
 
 
 def seen_light(solids, point, lamp, away, owner, penumbra):
@@ -583,7 +602,7 @@ def surfaces(scene, solids, point, owner, view, wide):
         w = wide.flatten()[at] / slant
         found[:3, at] = normal
         if i:
-            found[3:6, at] = textures.colour(body.texture, p, n, w)
+            found[3:6, at] = body.texture.paint(p, n, w)
             found[6, at] = body.texture.gloss
         else:
             found[3:6, at] = scene.paint(p + solid.centre[0], n, w)

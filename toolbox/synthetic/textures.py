@@ -23,6 +23,10 @@ class Texture:
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # where in the noise
     gloss: float = 0.0
 
+    def paint(self, p, n, w):
+        """Linear RGB [3, n] at p [3, n], as `colour`. Another kind of texture overrides it."""
+        return colour(self, p, n, w)
+
 
 def colour(texture, p, n, w):
     """Linear RGB [3, n] of a texture at p [3, n], facing n [3, n], both in its body's axes.

@@ -1,4 +1,4 @@
-"""Train the small model's VAE on ray-traced clips, most of them with holes, a piece at a time.
+"""Train the small model's VAE on ray-traced clips and moving layers, a piece at a time.
 
     python toolbox/small_model/train_vae.py --vae_config FOLDER/base/vae --output_dir FOLDER/vae
 
@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from toolbox.small_model import layers, worlds
 from toolbox.synthetic import clips
 from utils import camera_paths, cli, cogvideox, metrics, pipeline, trajectory
 from utils.pipeline import AutoencoderKLCogVideoX
@@ -47,7 +48,8 @@ def parse_args():
     add("--learning_rate", type=float, default=8e-4)
     add("--pool", type=int, nargs=2, default=(400, 2000), metavar=("FIRST", "KEPT"),
         help="scenes before the first step, and scenes kept")
-    add("--refresh", type=int, default=20, help="steps after which new scenes come in")
+    add("--refresh", type=int, default=20, help="steps after which new scenes and layers "
+        "come in")
     add("--last", action="store_true", help="piece: the learning rate falls")
     add("--freeze_encoder", action="store_true", help="leave the latents as they are")
     return parser.parse_args()
@@ -58,7 +60,7 @@ def parse_args():
 
 def make_item(shape, seed, device):
     """(the clip, the same with the holes of a camera move), each uint8 [F, H, W, 3] on the CPU."""
-    clip = clips.random_clip(seed, shape, device)
+    clip = worlds.random_clip(seed, shape, device)
     cameras = clips.path_cameras(clip, trajectory.random_keyframes(seed, 1)[0])
     render, _ = clips.reproject(clip, cameras, "train" if seed % 2 else "eval")
     return clip.rgb.cpu().numpy(), render.cpu().numpy()
@@ -71,13 +73,28 @@ def to_device(items, device):
     return moved
 
 
-def draw(pool, count, frames):
-    """Stretches, two thirds of them with holes: float32 [count, 3, frames, H, W] in [-1, 1]."""
+@torch.no_grad()
+def make_leaves(args, step, device):
+    """Stretches of moving layers for the steps until the next refresh: uint8 [N, F, H, W, 3]."""
+    frames = min(FRAMES, args.shape[0])
+    count = args.refresh * (args.batch_size - args.batch_size // 2)
+    seed = f"{args.first_seed} {step}"
+    return layers.random_stretches(seed, count, (frames, *args.shape[1:]), device)
+
+
+def draw(pool, leaves, count):
+    """Stretches, about two thirds with holes: float32 [count, 3, F, H, W] in [-1, 1].
+
+    Half are of the pool's clips, as many frames long as those of moving layers.
+    """
+    frames = leaves.shape[1]
     stretches = []
-    for i in range(count):
-        clip = pool[torch.randint(len(pool), ())][min(i % 3, 1)]
+    for _ in range(count // 2):
+        clip = pool[torch.randint(len(pool), ())][int(torch.rand(()) < 2 / 3)]
         start = torch.randint(len(clip) - frames + 1, ())
         stretches.append(clip[start : start + frames])
+    while len(stretches) < count:
+        stretches.append(leaves[torch.randint(len(leaves), ())])
     return torch.stack(stretches).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
@@ -248,18 +265,19 @@ def train(args, device):
     made, stream = clips.first_and_more(make, args.first_seed, args.pool[0], device)
     pool = deque(to_device(made, device), maxlen=args.pool[1])
     checks = Checks(args, vae, mean)
-    frames = min(FRAMES, args.shape[0])
-    x = draw(pool, args.batch_size, frames)
+    leaves = make_leaves(args, 0, device)
+    x = draw(pool, leaves, args.batch_size)
     backward = make_backward(vae, pipeline.pick_dtype("auto", device), x)
     progress = tqdm(itertools.count(1), unit="step", desc="VAE")
     for step in progress:
         if step % args.refresh == 0:
             pool.extend(to_device(stream.take(), device))
+            leaves = make_leaves(args, step, device)
         share = checks.share()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, share)
         optimizer.zero_grad(set_to_none=False)
-        x.copy_(draw(pool, args.batch_size, frames))
+        x.copy_(draw(pool, leaves, args.batch_size))
         loss = backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1)
         optimizer.step()

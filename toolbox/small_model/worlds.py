@@ -21,10 +21,41 @@ from toolbox.synthetic.textures import Texture
 ROOMS = 1 / 3  # share of the scenes that are rooms of scenes.py
 EXACT = 0.5  # share of the scenes whose depth is exact
 SUN_AWAY = 1000.0  # distance of the light in open air [m]
-BODIES = 9  # at most, if they are many
+BODIES = 14  # at most, if they are many
 CHECKS = 13  # moments at which bodies are kept clear of the camera
 KINDS = ("sphere", "sphere", "ellipsoid", "box", "box", "box", "cylinder", "cone")
-GROUPS = ("figure", "tree", "table", "stack", "arch")
+GROUPS = {  # kind, half extents, place aside, height of its foot, which of three skins
+    "figure": (
+        ("cylinder", (0.13, 0.45, 0.13), -0.17, 0, 0),
+        ("cylinder", (0.13, 0.45, 0.13), 0.17, 0, 0),
+        ("ellipsoid", (0.38, 0.5, 0.26), 0, 0.7, 1),
+        ("sphere", (0.22, 0.22, 0.22), 0, 1.6, 2),
+    ),
+    "tree": (
+        ("cylinder", (0.12, 0.4, 0.12), 0, 0, 0),
+        ("ellipsoid", (0.6, 0.8, 0.6), 0, 0.6, 1),
+    ),
+    "fir": (
+        ("cylinder", (0.12, 0.4, 0.12), 0, 0, 0),
+        ("cone", (0.6, 0.9, 0.02), 0, 0.6, 1),
+    ),
+    "table": (
+        ("box", (0.1, 0.5, 0.5), -0.8, 0, 0),
+        ("box", (0.1, 0.5, 0.5), 0.8, 0, 0),
+        ("box", (1.0, 0.06, 0.6), 0, 1.0, 0),
+        ("sphere", (0.2, 0.2, 0.2), 0, 1.12, 1),
+    ),
+    "stack": (
+        ("box", (0.45, 0.45, 0.45), 0, 0, 0),
+        ("cylinder", (0.3, 0.3, 0.3), 0, 0.9, 1),
+        ("box", (0.2, 0.2, 0.2), 0, 1.5, 2),
+    ),
+    "arch": (
+        ("box", (0.15, 0.7, 0.2), -0.7, 0, 0),
+        ("box", (0.15, 0.7, 0.2), 0.7, 0, 0),
+        ("box", (1.0, 0.18, 0.25), 0, 1.4, 1),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -244,8 +275,8 @@ def make_bodies(rng, scene, distance, mood):
     tall = -scene.target[1]
     bodies = make_one(rng, scene, (0.0, 0.0), tall, mood)
     bodies[0] = replace(bodies[0], drift=(0.0, 0.0))
-    crowded = rng.random() < 0.3
-    most = rng.choice((0, 2, 4, 6, BODIES, BODIES))
+    crowded = rng.random() < 0.4
+    most = rng.choice((0, 2, 4, 7, BODIES, BODIES))
     plain = scene.unlit or scene.samples == 1  # which is traced in a fraction of the time
     for _ in range(most + 5 * plain):
         for _ in range(20):
@@ -267,7 +298,7 @@ def make_thing(rng, scene, distance, mood):
     at = stage(side, back, yaw)
     tall = distance * math.exp(rng.uniform(math.log(0.03), math.log(0.25)))
     if rng.random() < 0.25 and not scene.backdrop:
-        return make_group(rng, rng.choice(GROUPS), at, tall, mood)
+        return make_group(rng, rng.choice(list(GROUPS)), at, tall, mood)
     return make_one(rng, scene, at, tall, mood)
 
 
@@ -281,7 +312,8 @@ def make_one(rng, scene, at, tall, mood):
     above = 0.0
     middle = at == (0.0, 0.0)
     if not middle and (scene.backdrop or rng.random() < 0.15):  # it floats
-        above = rng.uniform(-0.5 if scene.backdrop else 0, 1) * 0.35 * math.dist((0, 0, 0), scene.eye)
+        away = math.dist((0, 0, 0), scene.eye)
+        above = away * rng.uniform(-0.17 if scene.backdrop else 0, 0.35)
     radius = 0.0 if kind == "box" else max(half)
     skin = random_skin(rng, 1.3 * tall, radius, mood)
     body = Body(kind, half, (at[0], -tall - above, at[1]), skin, yaw=(rng.uniform(0, 6.3), 0.0))
@@ -310,40 +342,19 @@ def move(rng, body, tall, floats):
 
 
 def make_group(rng, kind, at, tall, mood):
-    """Simple bodies that make a thing; `tall` is about its half height."""
-    def part(shape, half, x, bottom, skin):
-        half = tuple(tall * h for h in half)
-        centre = (at[0] + tall * x, -tall * bottom - half[1], at[1])
-        return Body(shape, half, centre, skin)
-
+    """Simple bodies that make a thing; `tall` is about its half height [m]."""
     one = random_skin(rng, tall, mood=mood)
     two = random_skin(rng, tall, tall / 2, mood)
-    if kind == "figure":
-        parts = [part("cylinder", (0.13, 0.45, 0.13), -0.17, 0, one),
-                 part("cylinder", (0.13, 0.45, 0.13), 0.17, 0, one),
-                 part("ellipsoid", (0.38, 0.5, 0.26), 0, 0.7, two),
-                 part("sphere", (0.22, 0.22, 0.22), 0, 1.6, random_skin(rng, tall / 2, tall / 4))]
-    elif kind == "tree":
-        crown = rng.choice(("cone", "ellipsoid"))
-        parts = [part("cylinder", (0.12, 0.4, 0.12), 0, 0, one),
-                 part(crown, (0.6, 0.8, 0.02 if crown == "cone" else 0.6), 0, 0.6, two)]
-    elif kind == "table":
-        parts = [part("box", (0.1, 0.5, 0.5), -0.8, 0, one),
-                 part("box", (0.1, 0.5, 0.5), 0.8, 0, one),
-                 part("box", (1.0, 0.06, 0.6), 0, 1.0, one),
-                 part(rng.choice(("box", "cylinder", "sphere")), (0.2,) * 3, 0, 1.12, two)]
-    elif kind == "stack":
-        sizes = (0.45, 0.3, 0.2)
-        parts = [part(rng.choice(("box", "cylinder")), (s, s, s), 0, bottom,
-                      random_skin(rng, tall * s)) for s, bottom in zip(sizes, (0, 0.9, 1.5), strict=True)]
-    else:
-        parts = [part("box", (0.15, 0.7, 0.2), -0.7, 0, one),
-                 part("box", (0.15, 0.7, 0.2), 0.7, 0, one),
-                 part("box", (1.0, 0.18, 0.25), 0, 1.4, two)]
+    three = random_skin(rng, tall / 2, tall / 4)
     drift = (0.0, 0.0)
     if kind in ("figure", "stack") and rng.random() < 0.5:
         drift = (tall * rng.uniform(-2, 2), tall * rng.uniform(-1, 1))
-    return [replace(body, drift=drift) for body in parts]
+    bodies = []
+    for shape, half, x, bottom, which in GROUPS[kind]:
+        half = tuple(tall * h for h in half)
+        centre = (at[0] + tall * x, -tall * bottom - half[1], at[1])
+        bodies.append(Body(shape, half, centre, (one, two, three)[which], drift))
+    return bodies
 
 
 def keeps_away(body, eyes, margin):

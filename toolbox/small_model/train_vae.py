@@ -75,9 +75,12 @@ def to_device(items, device):
 
 @torch.no_grad()
 def make_leaves(args, step, device):
-    """Stretches of moving layers for the steps until the next refresh: uint8 [N, F, H, W, 3]."""
+    """Stretches of moving layers until the next refresh: uint8 [N, F, H, W, 3].
+
+    Each will be seen about twice.
+    """
     frames = min(FRAMES, args.shape[0])
-    count = args.refresh * (args.batch_size - args.batch_size // 2)
+    count = max(1, args.refresh * args.batch_size // 4)
     seed = f"{args.first_seed} {step}"
     return layers.random_stretches(seed, count, (frames, *args.shape[1:]), device)
 

@@ -99,7 +99,7 @@ class World(Scene):
         """As of Scene."""
         if self.clipped or self.unlit:
             return light.clamp(1e-6, 1) ** (1 / 2.2)
-        return scenes.tone(light)
+        return scenes.tone(light.clamp_min(0))  # a pattern may reach beyond its colours
 
 
 def random_clip(seed, shape, device):

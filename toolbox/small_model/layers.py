@@ -2,8 +2,9 @@
 
 Discs, polygons, bands and marks with fills of every kind lie over each other. Each moves, turns
 and grows smoothly, nearer ones farther as the camera moves. Holes are like a warp's: strips at the
-layers' edges and at the picture's, and cracks. Clips that are made together share the kinds of
-their layers and differ in all numbers.
+layers' edges and at the picture's, and cracks; in half of the clips they are grown, as
+data_gen.py --mode eval grows them. Clips that are made together share the kinds of their layers and
+differ in all numbers.
 
 Places on the picture are in heights of it, from its centre, x and y down.
 """
@@ -17,15 +18,17 @@ from random import Random
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from toolbox.small_model import photographs, skins
 from toolbox.synthetic import clips
 from toolbox.synthetic.textures import edge, noise
+from utils import warp
 
 AT_ONCE = 8  # clips made together
 MOST = 12  # layers of a clip
-SHAPES = ("disc", "disc", "box", "box", "polygon", "polygon", "polygon", "band", "blob", "ring")
+SHAPES = ("disc", "disc", "box", "box", "polygon", "polygon", "band", "blob", "ring")
 MARKS = ("dots", "blots", "writing", "lattice", "stripes")  # patterns that are layers themselves
 NUMBERS = 40  # random numbers of a layer or of a camera
 REACH = 0.12  # of the camera's step to the side, which opens the holes [heights]
@@ -76,16 +79,19 @@ def random_layers(seed, count, shape, device):
     picture = fill(rng, back, place)
     holes = torch.zeros_like(picture[:, 0], dtype=torch.bool)
     soft = rng.choice((0.5, 1.0, 1.0, 2.0))
-    for k in range(1, rng.randint(3, MOST)):
+    for k in range(1, rng.choice((3, 5, 8, MOST))):
         layer = make_layer(rng, u[:, k], camera, shape, size=math.exp(rng.uniform(-3.2, -0.7)))
-        outline = rng.choice((*SHAPES, *MARKS))
+        outline = rng.choice(MARKS if rng.random() < 0.15 else SHAPES)
         luck = (rng.random(), rng.random(), rng.random())
         cover = opacity(outline, layer, place, luck, soft)
         aside = (layer.near - back.near)[..., None] * camera.step
         hidden = opacity(outline, layer, place, luck, soft, aside)
         holes = (holes | (hidden > 0.5)) & (cover <= 0.5)
         picture = torch.lerp(picture, fill(rng, layer, place), cover[:, None])
-    holes = holes | border(place, camera) | cracks(rng, u[:, MOST], place, camera)
+    grown = rng.random() < 0.5
+    holes = holes | border(place, camera) | cracks(rng, u[:, MOST], place, camera, grown)
+    if grown:
+        holes = F.max_pool2d(holes.float(), 2 * warp.REACH + 1, 1, warp.REACH) > 0
     rgb = picture.permute(0, 2, 3, 4, 1).flatten(0, 1)  # [B F, H, W, 3]
     rgb = clips.blur(rgb, rng.choice((0, 0, 0.4, 0.7)))
     rgb = (rgb * 255).round().clamp(1, 255).byte()
@@ -258,15 +264,15 @@ def border(place, camera):
     return ((x + step[:, :, 0]).abs() > wide) | ((y + step[:, :, 1]).abs() > high)
 
 
-def cracks(rng, u, place, camera):
-    """Lines and specks of one pixel in some regions: bool [B, F, H, W]."""
+def cracks(rng, u, place, camera, few):
+    """Lines and specks of one pixel in some regions: bool [B, F, H, W]. few: fewer specks only."""
     x, y = place
     pan = camera.pan[..., None, None]
     x = x + 0 * y + pan[:, :, 0]
     y = y + 0 * x + pan[:, :, 1]
     depth = 31 * u[:, 30, None, None, None]
     field = noise(torch.stack([3 * x, 3 * y, 0 * x + depth]).flatten(1)).view_as(x)
-    region = field > rng.choice((0.7, 0.8, 0.9, 2.0))
+    region = field > rng.choice((0.6, 0.8, 0.9, 2.0))
     along = rng.choice((-1, -2))
     across = x if along == -1 else y
     other = y if along == -1 else x
@@ -274,5 +280,6 @@ def cracks(rng, u, place, camera):
     lines = (lines + 4 * field).floor()
     crossed = lines.diff(dim=along, prepend=lines.narrow(along, 0, 1)) != 0
     draw = torch.Generator(x.device).manual_seed(rng.randrange(2**31))
-    specks = torch.rand(x.shape, generator=draw, device=x.device) < rng.choice((0, 0.003, 0.02))
-    return region & (crossed | specks)
+    rate = rng.choice((0, 0.003, 0.02)) * (0.2 if few else 1)
+    specks = torch.rand(x.shape, generator=draw, device=x.device) < rate
+    return region & (specks if few else crossed | specks)

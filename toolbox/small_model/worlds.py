@@ -21,7 +21,7 @@ from toolbox.synthetic.textures import Texture
 ROOMS = 1 / 3  # share of the scenes that are rooms of scenes.py
 EXACT = 0.5  # share of the scenes whose depth is exact
 SUN_AWAY = 1000.0  # distance of the light in open air [m]
-BODIES = 14  # at most, if they are many
+BODIES = 18  # at most, if they are many
 CHECKS = 13  # moments at which bodies are kept clear of the camera
 KINDS = ("sphere", "sphere", "ellipsoid", "box", "box", "box", "cylinder", "cone")
 GROUPS = {  # kind, half extents, place aside, height of its foot, which of three skins

@@ -40,11 +40,11 @@ def test_steps_has_a_row_a_way_to_train(capsys, monkeypatch):
     monkeypatch.setattr(tiny, "configs", functools.partial(tiny.configs, frames=9, height=32,
                                                            width=48))
     args = ("toolbox.benchmark", "steps", "--size", "tiny", "--steps", 4, "--device", "cpu")
-    assert call(*args, "--rows", "single,full", "single,bank", "single,auto", "single,lora",
+    assert call(*args, "--rows", "single,full", "single,anew", "single,auto", "single,lora",
                 "zero2", "single,quick", "--settings", "--seed", 7) == 2
     out, err = capsys.readouterr()
     found = rows(out)
-    for name in ("single,full", "single,bank", "single,auto", "single,lora"):
+    for name in ("single,full", "single,anew", "single,auto", "single,lora"):
         assert float(found[name][0]) > 0, found[name]
     assert "got zero2; expected single or" in found["zero2"][0]
     assert "2 of 6 rows could not be made" in err and "encoding conditions: 100%" in err

@@ -43,6 +43,13 @@ ADAPTER = "adapter.json"  # in a LoRA folder: which weights it belongs to
 # ---- the pipeline --------------------------------------------------------------------------------
 
 
+def check_finite(velocity):
+    """InputError unless what the transformer's first pass gave is finite."""
+    if not velocity.isfinite().all():
+        raise InputError("the transformer's output is not finite in its first step: its weights "
+                         "are broken, or of a training that diverged; give others")
+
+
 class CogNVSPipeline(CogVideoXImageToVideoPipeline):
     """Image-to-video conditioned on a whole clip, the render of every frame."""
 
@@ -58,7 +65,7 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
         Raises InputError if what comes out is not finite.
         """
         device, dtype = self._execution_device, prompt_embeds.dtype
-        condition = self.encode((2 * clip - 1).to(device, dtype)[None], generator)
+        condition = self.encode((2 * clip.to(device) - 1).to(dtype)[None], generator)
         sample = randn_tensor(condition.shape, generator=generator, device=device, dtype=dtype)
         sample = sample * self.scheduler.init_noise_sigma
         rotary = self.rotary_embedding(device)
@@ -67,17 +74,17 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
 
         passes = cogvideox.fast_passes(steps) if fast else range(steps)
         sampler = cogvideox.Sampler(self.scheduler, sample, generator)
+        finite = torch.tensor(True)
         for i, now in enumerate(self.scheduler.timesteps.tolist()):
             if i not in passes:
                 sampler.predicted(now)
                 continue
+            if len(sampler.passes) == 1:  # the first one is done: noise was drawn meanwhile
+                check_finite(sampler.passes[0][1])
             with self.transformer.cache_context("inpaint"):
                 both = torch.cat([sampler.sample, condition], 2)  # [1, f, 32, h, w]
                 velocity = self.transformer(both, prompt_embeds, timesteps[i : i + 1],
                                             image_rotary_emb=rotary).sample
-            if i == 0 and not velocity.isfinite().all():
-                raise InputError("the transformer's output is not finite in its first step: its "
-                                 "weights are broken, or of a training that diverged; give others")
             sampler.computed(now, velocity)
 
         frames = self.decode_latents(sampler.sample)  # [1, 3, F, H, W] in [-1, 1]

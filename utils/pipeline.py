@@ -74,7 +74,6 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
 
         passes = cogvideox.fast_passes(steps) if fast else range(steps)
         sampler = cogvideox.Sampler(self.scheduler, sample, generator)
-        finite = torch.tensor(True)
         for i, now in enumerate(self.scheduler.timesteps.tolist()):
             if i not in passes:
                 sampler.predicted(now)

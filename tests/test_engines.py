@@ -150,13 +150,13 @@ def test_a_state_of_another_model_is_refused(tmp_path):
         engine.load(tmp_path / "state")
 
 
-@pytest.mark.parametrize("mode, fused", [("zero2", None), ("zero2_offload", True)])
-def test_adamw_is_of_one_kernel_on_the_host_and_pytorchs_choice_on_gpus(mode, fused):
+@pytest.mark.parametrize("mode", ["zero2", "zero2_offload"])
+def test_adamw_is_of_one_kernel(mode):
     engine = object.__new__(engines.DeepSpeed)
     engine.args = settings(mode)
     engine.accelerator = SimpleNamespace(prepare=lambda *models: models)
     engine.prepare(torch.nn.Linear(2, 2))
-    assert engine.optimizer.param_groups[0]["fused"] is fused
+    assert engine.optimizer.param_groups[0]["fused"]
 
 
 def test_deepspeeds_settings_are_those_of_the_script():

@@ -151,6 +151,7 @@ def test_frozen_pairs_are_refused_by_prepare(model, paired_room, tmp_path):  # n
 
 def test_pairs_that_are_no_files_are_checked_by_their_caller(model, tmp_path, capsys):
     args = parsed(model, "nowhere", tmp_path / "run")
+    args.condition_encodings = 0
     prepare.prepare(args, check_pairs=None)
     assert "1 process: about" in capsys.readouterr().out
     args.do_validation = True

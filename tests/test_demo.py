@@ -396,8 +396,7 @@ def test_what_is_not_finite_is_no_output(model, renders, tmp_path, capsys):
     tensors = safetensors.torch.load_file(file)
     tensors["norm_out.norm.weight"][0] = np.nan
     safetensors.torch.save_file(tensors, file, {"format": "pt"})
-    assert demo(model, renders, "eval_render1.mp4", "--cognvs_ckpt_path", broken,
-                "--num_inference_steps", 2) == 2
+    assert demo(model, renders, "eval_render1.mp4", "--cognvs_ckpt_path", broken) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and "not finite in its first step" in error
     assert not (renders / "outputs").exists()

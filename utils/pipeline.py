@@ -85,6 +85,8 @@ class CogNVSPipeline(CogVideoXImageToVideoPipeline):
                 velocity = self.transformer(both, prompt_embeds, timesteps[i : i + 1],
                                             image_rotary_emb=rotary).sample
             sampler.computed(now, velocity)
+        if len(sampler.passes) == 1:
+            check_finite(sampler.passes[0][1])
 
         frames = self.decode_latents(sampler.sample)  # [1, 3, F, H, W] in [-1, 1]
         self.maybe_free_model_hooks()

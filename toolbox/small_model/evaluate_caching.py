@@ -9,7 +9,6 @@ set on other scenes, so that there are as many passes as asked for. The table ha
 exact result in dB: the mean over scenes, and the least.
 """
 
-import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -30,10 +29,8 @@ LARGEST = 10  # threshold
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = evaluate_method.make_parser(__doc__)
     add = parser.add_argument
-    add("--model_path", type=Path, required=True, help="base folder")
-    add("--cognvs_ckpt_path", type=Path, required=True, help="inpainting weights")
     add("--worlds", nargs="+", choices=("rooms", "yards"), default=["rooms", "yards"])
     add("--scenes", type=int, default=2, help="of each world, to report")
     add("--choose", type=int, default=1, help="of each world, to set thresholds on")
@@ -41,7 +38,6 @@ def parse_args():
     add("--num_inference_steps", type=int, default=50)
     add("--passes", type=int, nargs="+", default=[14, 16, 21])
     add("--ways", nargs="+", choices=WAYS, default=list(WAYS))
-    add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     args = parser.parse_args()
     least = FIRST + LAST + 1
     if min(args.passes) < least or max(args.passes) > args.num_inference_steps:

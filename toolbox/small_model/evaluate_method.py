@@ -60,11 +60,19 @@ FINETUNINGS = {
 }
 
 
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+def make_parser(description):
+    """A parser of the flags that all programs have which evaluate the small model."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=cli.HelpFormatter)
     add = parser.add_argument
     add("--model_path", type=Path, required=True, help="base folder")
     add("--cognvs_ckpt_path", type=Path, required=True, help="inpainting weights")
+    add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
+    return parser
+
+
+def parse_args():
+    parser = make_parser(__doc__)
+    add = parser.add_argument
     add("--output_dir", type=Path, required=True)
     add("--world", choices=WORLDS, default="rooms", help="like the training scenes; yards and "
         "toys are not")
@@ -75,7 +83,6 @@ def parse_args():
         "the table")
     add("--num_inference_steps", type=int, nargs="+", default=[1, 25])
     add("--finetunings", nargs="*", choices=FINETUNINGS, default=["default"])
-    add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     args = parser.parse_args()
     if min(args.scenes, *args.num_inference_steps) < 1:
         raise cli.InputError(f"--scenes {args.scenes} --num_inference_steps "

@@ -16,7 +16,6 @@ Every result is a line of OUTPUT_DIR/results_{name}_real.jsonl; what is there fo
 is not done again. A standard error is over pairs; those of one video are not independent.
 """
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -47,10 +46,8 @@ GAP = 4  # pixels of the large picture, one of the model's: how far depth is kno
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = evaluate_method.make_parser(__doc__)
     add = parser.add_argument
-    add("--model_path", type=Path, required=True, help="base folder")
-    add("--cognvs_ckpt_path", type=Path, required=True, help="inpainting weights")
     add("--output_dir", type=Path, required=True)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--sequence", type=Path, help="sequence folder with gt_rgb.mp4 and cam_info/")
@@ -58,7 +55,6 @@ def parse_args():
     add("--intrinsics_file", help="K at the depth map's resolution, as of data_gen.py")
     add("--num_inference_steps", type=int, nargs="+", default=[1, 25])
     add("--finetunings", nargs="*", choices=FINETUNINGS, default=["default", "rate 2e-05"])
-    add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     args = parser.parse_args()
     if min(args.num_inference_steps) < 1:
         raise cli.InputError(f"--num_inference_steps {args.num_inference_steps}: expected at least "

@@ -10,7 +10,6 @@ finetuning is a line of OUTPUT_DIR/score_{set}.jsonl; what is there is not done 
 stand rank correlations (Spearman's) of each estimate with the exact gains.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -36,10 +35,8 @@ ESTIMATES = {
 
 
 def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    parser = evaluate_method.make_parser(__doc__)
     add = parser.add_argument
-    add("--model_path", type=Path, required=True, help="base folder")
-    add("--cognvs_ckpt_path", type=Path, required=True, help="inpainting weights")
     add("--output_dir", type=Path, required=True)
     add("--set", choices=FIRST_SEED, default="report", help="of scenes")
     add("--scenes", type=int, default=6, help="of each world")
@@ -47,7 +44,6 @@ def parse_args():
         "parts of the scenes, beside processes that do the others; run once more without it for "
         "the table")
     add("--num_inference_steps", type=int, nargs="+", default=[1, 10])
-    add("--device", help="cpu, cuda or cuda:N; the GPU if there is one by default")
     args = parser.parse_args()
     if min(args.scenes, *args.num_inference_steps) < 1:
         raise cli.InputError(f"--scenes {args.scenes} --num_inference_steps "

@@ -63,15 +63,15 @@ class World(Scene):
     """A Scene whose looks are fields. `room` is the walls or the sky, `trim` is not used."""
 
     ceiling: Texture | None = None
-    open_air: bool = False
-    backdrop: bool = False
-    unlit: bool = False
-    shadows: bool = True
-    contact: bool = True
-    samples: int = 2
-    lens_blur: float = 0.7
-    power: float = 3.4
-    penumbra: float = 0.16
+    open_air: bool = Scene.open_air
+    backdrop: bool = Scene.backdrop
+    unlit: bool = Scene.unlit
+    shadows: bool = Scene.shadows
+    contact: bool = Scene.contact
+    samples: int = Scene.samples
+    lens_blur: float = Scene.lens_blur
+    power: float = Scene.power
+    penumbra: float = Scene.penumbra
     tints: tuple = Scene.tints
     clipped: bool = False  # bright light is cut off, not compressed
 

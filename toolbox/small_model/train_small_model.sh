@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The recipe of checkpoints/tiny: makes the same kind of model from nothing, on one GPU, into the
-# folder $1. Scenes are ray-traced while training goes on, so two runs see about the same scenes but
+# Makes a model of the kind of checkpoints/tiny from nothing, on one GPU, into the folder $1; that one
+# was trained on rooms alone, this one on worlds of every kind. Scenes are ray-traced while training goes on, so two runs see about the same scenes but
 # never in the same order. By arithmetic it takes 70 minutes on an H100 with 16 CPU cores.
 set -euo pipefail
 [ $# = 1 ] && [ "${1#-}" = "$1" ] || {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes a model of the kind of checkpoints/tiny from nothing, on one GPU, into the folder $1. That
-# one was trained on rooms alone; here scenes are of every kind. They are ray-traced while training goes
-# on, so two runs see about the same scenes but never in the same order. By arithmetic it takes 70
-# minutes on an H100 with 16 CPU cores.
+# one was trained on rooms alone; here scenes are of every kind. They are ray-traced while training
+# goes on, so two runs see about the same scenes but never in the same order. By arithmetic it takes
+# 70 minutes on an H100 with 16 CPU cores.
 set -euo pipefail
 [ $# = 1 ] && [ "${1#-}" = "$1" ] || {
     echo "usage: bash toolbox/small_model/train_small_model.sh FOLDER" >&2

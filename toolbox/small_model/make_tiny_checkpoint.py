@@ -59,11 +59,11 @@ TINY_T5 = {
 SMALL_TRANSFORMER = TINY_TRANSFORMER | {
     "num_attention_heads": 4, "attention_head_dim": 64, "num_layers": 5, "time_embed_dim": 64,
     "sample_height": 16, "sample_width": 24, "use_learned_positional_embeddings": False,
-    "in_channels": 64, "out_channels": 32,
+    "in_channels": 96, "out_channels": 48,
 }
 SMALL_VAE = {
-    "block_out_channels": [16, 32, 64, 64], "layers_per_block": 1, "norm_num_groups": 8,
-    "latent_channels": 32, "sample_height": 128, "sample_width": 192,
+    "block_out_channels": [16, 48, 96, 96], "layers_per_block": 1, "norm_num_groups": 8,
+    "latent_channels": 48, "sample_height": 128, "sample_width": 192,
 }
 SIZES = {  # what differs from the real configurations
     "tiny": (TINY_TRANSFORMER, TINY_VAE, TINY_T5),

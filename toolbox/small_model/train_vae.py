@@ -10,12 +10,16 @@ import argparse
 import functools
 import itertools
 import math
+import os
 import sys
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+import torch._dynamo
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -29,6 +33,7 @@ from utils.pipeline import AutoencoderKLCogVideoX
 
 ROOT = Path(__file__).resolve().parents[2]
 VALIDATION_SEEDS = range(100, 106)  # settings are chosen on these scenes; training starts at 1,000
+VALIDATION_WORLDS = {"rooms": clips.random_clip, "mixture": worlds.random_clip}
 FRAMES = 17  # of a stretch that a step sees
 EMA = 0.995
 HOLE_WEIGHT = 0.1
@@ -73,16 +78,40 @@ def to_device(items, device):
     return moved
 
 
-@torch.no_grad()
-def make_leaves(args, step, device):
-    """Stretches of moving layers until the next refresh: uint8 [N, F, H, W, 3].
+class Leaves:
+    """Stretches of moving layers until the next refresh, made while the last ones are used."""
 
-    Each will be seen about twice.
-    """
-    frames = min(FRAMES, args.shape[0])
-    count = max(1, args.refresh * args.batch_size // 4)
-    seed = f"{args.first_seed} {step}"
-    return layers.random_stretches(seed, count, (frames, *args.shape[1:]), device)
+    def __init__(self, args, device):
+        self.args = args
+        self.device = device
+        self.thread = ThreadPoolExecutor(1)
+        self.stream = torch.cuda.Stream() if device.type == "cuda" else None
+        self.made = 0
+        self.coming = self.thread.submit(self.make)
+
+    def take(self):
+        """uint8 [N, F, H, W, 3]. Each will be seen about twice."""
+        stretches = self.coming.result()
+        if self.stream:
+            stretches.record_stream(torch.cuda.current_stream())
+        self.coming = self.thread.submit(self.make)
+        return stretches
+
+    @torch.no_grad()
+    def make(self):
+        args = self.args
+        shape = (min(FRAMES, args.shape[0]), *args.shape[1:])
+        count = max(1, args.refresh * args.batch_size // 4)
+        self.made += 1
+        with torch.cuda.stream(self.stream):
+            made = layers.random_stretches(f"{args.first_seed} {self.made}", count, shape,
+                                           self.device)
+        if self.stream:
+            self.stream.synchronize()
+        return made
+
+    def close(self):
+        self.thread.shutdown()
 
 
 def draw(pool, leaves, count):
@@ -123,13 +152,15 @@ def loss_of(vae, x):
 
 @torch.no_grad()
 def validation_clips(shape, device):
-    """(clip, render with holes, its mask) of each of the scenes that settings are chosen on."""
-    items = []
-    for seed in VALIDATION_SEEDS:
-        clip = clips.random_clip(seed, shape, device)
-        path = camera_paths.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
-        render, mask = clips.reproject(clip, clips.path_cameras(clip, path), "eval")
-        items.append((clip.rgb, render, mask))
+    """{world: [(clip, render with holes, its mask), ...]} that settings are chosen on."""
+    items = {}
+    for world, random_clip in VALIDATION_WORLDS.items():
+        items[world] = []
+        for seed in VALIDATION_SEEDS:
+            clip = random_clip(seed, shape, device)
+            path = camera_paths.read_keyframes(ROOT / "trajs" / f"traj{1 + seed % 4}.txt")
+            render, mask = clips.reproject(clip, clips.path_cameras(clip, path), "eval")
+            items[world].append((clip.rgb, render, mask))
     return items
 
 
@@ -157,6 +188,15 @@ def make_vae(args, state=None):
     if args.freeze_encoder:
         vae.encoder.requires_grad_(False)
     return cogvideox.speed_up(vae)
+
+
+def compile_blocks(vae):
+    """Compile the residual blocks, in place."""
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 1024
+    for module in vae.modules():
+        if isinstance(module, CogVideoXResnetBlock3D):
+            module.compile(dynamic=False)
 
 
 def learning_rate(args, share):
@@ -240,11 +280,13 @@ class Checks:
         self.shown = time.time()
         model = make_vae(self.args, self.mean.module.state_dict())
         model.to(self.device, pipeline.pick_dtype("auto", self.device))
-        whole, known, deviation = validate(model, self.items)
+        said = f"{self.shown - self.start:.0f} s, step {step}, {scenes} scenes kept: loss {loss:.4f}"
+        for world, items in self.items.items():
+            whole, known, deviation = validate(model, items)
+            said += (f"; {world}: PSNR {whole:.2f} dB, known pixels of renders {known:.2f} dB, "
+                     f"latents {deviation:.3f}")
         self.save(model, deviation)
-        seconds = self.shown - self.start
-        return (f"{seconds:.0f} s, step {step}, {scenes} scenes kept: loss {loss:.4f}, PSNR "
-                f"{whole:.2f} dB, known pixels of renders {known:.2f} dB, latents {deviation:.3f}")
+        return said
 
     def save(self, model, deviation):
         """The weights to go on from; the mean ones as a model whose latents have deviation 1."""
@@ -268,14 +310,17 @@ def train(args, device):
     made, stream = clips.first_and_more(make, args.first_seed, args.pool[0], device)
     pool = deque(to_device(made, device), maxlen=args.pool[1])
     checks = Checks(args, vae, mean)
-    leaves = make_leaves(args, 0, device)
+    if os.environ.get("COMPILE_VAE"):
+        compile_blocks(vae)
+    layered = Leaves(args, device)
+    leaves = layered.take()
     x = draw(pool, leaves, args.batch_size)
     backward = make_backward(vae, pipeline.pick_dtype("auto", device), x)
     progress = tqdm(itertools.count(1), unit="step", desc="VAE")
     for step in progress:
         if step % args.refresh == 0:
             pool.extend(to_device(stream.take(), device))
-            leaves = make_leaves(args, step, device)
+            leaves = layered.take()
         share = checks.share()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args, share)
@@ -289,6 +334,7 @@ def train(args, device):
             progress.write(checks.check(step, loss.item(), len(pool)))
         if share == 1:
             break
+    layered.close()
     stream.close()
 
 

@@ -238,7 +238,7 @@ BROKEN = {
     truncate: ["could not be read"],
     lose_a_shard: ["b.safetensors: no such file"],
     lose_a_tensor: ["1 of 136 tensors of its config.json are missing (such as proj_out.bias)"],
-    reshape_a_tensor: ["proj_out.bias has the shape (7,); expected (128,)"],
+    reshape_a_tensor: ["proj_out.bias has the shape (7,); expected (192,)"],
     break_the_text_encoder: ["of 21 tensors of its config.json are missing (such as shared.weight"],
     break_the_vae: ["no such file"],
     lose_the_tokenizer: ["got neither spiece.model nor tokenizer.json"],

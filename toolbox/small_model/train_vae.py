@@ -10,7 +10,6 @@ import argparse
 import functools
 import itertools
 import math
-import os
 import sys
 import time
 from collections import deque
@@ -18,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-import torch._dynamo
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -37,6 +34,7 @@ VALIDATION_WORLDS = {"rooms": clips.random_clip, "mixture": worlds.random_clip}
 FRAMES = 17  # of a stretch that a step sees
 EMA = 0.995
 HOLE_WEIGHT = 0.1
+CHECKED = 180  # seconds between looks at how good it is
 
 
 def parse_args():
@@ -49,12 +47,11 @@ def parse_args():
     add("--first_seed", type=int, default=1000, help="of the scenes, and 100,000 later; each piece "
         "should have its own")
     add("--shape", type=int, nargs=3, default=(49, 128, 192), metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    add("--batch_size", type=int, default=8)
+    add("--batch_size", type=int, default=4)
     add("--learning_rate", type=float, default=8e-4)
     add("--pool", type=int, nargs=2, default=(400, 2000), metavar=("FIRST", "KEPT"),
         help="scenes before the first step, and scenes kept")
-    add("--refresh", type=int, default=20, help="steps after which new scenes and layers "
-        "come in")
+    add("--refresh", type=int, default=40, help="steps after which new layers come in")
     add("--last", action="store_true", help="piece: the learning rate falls")
     add("--freeze_encoder", action="store_true", help="leave the latents as they are")
     return parser.parse_args()
@@ -78,8 +75,13 @@ def to_device(items, device):
     return moved
 
 
+def stretch(args):
+    """Frames that a step sees of a clip."""
+    return min(FRAMES, args.shape[0])
+
+
 class Leaves:
-    """Stretches of moving layers until the next refresh, made while the last ones are used."""
+    """Stretches of moving layers, made while the last ones are used."""
 
     def __init__(self, args, device):
         self.args = args
@@ -87,20 +89,25 @@ class Leaves:
         self.thread = ThreadPoolExecutor(1)
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None
         self.made = 0
+        self.ready = None
         self.coming = self.thread.submit(self.make)
 
     def take(self):
-        """uint8 [N, F, H, W, 3]. Each will be seen about twice."""
-        stretches = self.coming.result()
-        if self.stream:
-            stretches.record_stream(torch.cuda.current_stream())
-        self.coming = self.thread.submit(self.make)
-        return stretches
+        """uint8 [N, F, H, W, 3]: new ones, or the last ones if none are ready.
+
+        If making them keeps up, each will be seen about twice.
+        """
+        if self.coming.done() or self.ready is None:
+            self.ready = self.coming.result()
+            if self.stream:
+                self.ready.record_stream(torch.cuda.current_stream())
+            self.coming = self.thread.submit(self.make)
+        return self.ready
 
     @torch.no_grad()
     def make(self):
         args = self.args
-        shape = (min(FRAMES, args.shape[0]), *args.shape[1:])
+        shape = (stretch(args), *args.shape[1:])
         count = max(1, args.refresh * args.batch_size // 4)
         self.made += 1
         with torch.cuda.stream(self.stream):
@@ -190,15 +197,6 @@ def make_vae(args, state=None):
     return cogvideox.speed_up(vae)
 
 
-def compile_blocks(vae):
-    """Compile the residual blocks, in place."""
-    torch._dynamo.config.recompile_limit = 256
-    torch._dynamo.config.accumulated_recompile_limit = 1024
-    for module in vae.modules():
-        if isinstance(module, CogVideoXResnetBlock3D):
-            module.compile(dynamic=False)
-
-
 def learning_rate(args, share):
     """After a share of the time: risen over the first 2%; in the last piece falling to 2%."""
     rate = args.learning_rate * min(1, share / 0.02)
@@ -257,7 +255,7 @@ def make_backward(vae, dtype, x):
 
 
 class Checks:
-    """Says every 100 s how good the mean of recent weights is, and writes it."""
+    """Says now and then how good the mean of recent weights is, and writes it."""
 
     def __init__(self, args, vae, mean):
         self.args = args
@@ -273,14 +271,15 @@ class Checks:
         return min(1, (time.time() - self.start) / (60 * self.args.minutes))
 
     def due(self):
-        return time.time() - self.shown > 100
+        return time.time() - self.shown > CHECKED
 
     def check(self, step, loss, scenes):
         """Validate and write; the line to show."""
         self.shown = time.time()
         model = make_vae(self.args, self.mean.module.state_dict())
         model.to(self.device, pipeline.pick_dtype("auto", self.device))
-        said = f"{self.shown - self.start:.0f} s, step {step}, {scenes} scenes kept: loss {loss:.4f}"
+        said = (f"{self.shown - self.start:.0f} s, step {step}, {scenes} scenes kept: "
+                f"loss {loss:.4f}")
         for world, items in self.items.items():
             whole, known, deviation = validate(model, items)
             said += (f"; {world}: PSNR {whole:.2f} dB, known pixels of renders {known:.2f} dB, "
@@ -310,16 +309,14 @@ def train(args, device):
     made, stream = clips.first_and_more(make, args.first_seed, args.pool[0], device)
     pool = deque(to_device(made, device), maxlen=args.pool[1])
     checks = Checks(args, vae, mean)
-    if os.environ.get("COMPILE_VAE"):
-        compile_blocks(vae)
+    x = torch.zeros(args.batch_size, 3, stretch(args), *args.shape[1:], device=device)
+    backward = make_backward(vae, pipeline.pick_dtype("auto", device), x)
     layered = Leaves(args, device)
     leaves = layered.take()
-    x = draw(pool, leaves, args.batch_size)
-    backward = make_backward(vae, pipeline.pick_dtype("auto", device), x)
     progress = tqdm(itertools.count(1), unit="step", desc="VAE")
     for step in progress:
+        pool.extend(to_device(stream.take(), device))
         if step % args.refresh == 0:
-            pool.extend(to_device(stream.take(), device))
             leaves = layered.take()
         share = checks.share()
         for group in optimizer.param_groups:

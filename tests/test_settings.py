@@ -107,7 +107,7 @@ def test_what_a_cluster_left_in_the_environment_does_not_arrive(tmp_path, memory
     ({"max_grad_norm": "inf"}, "--max_grad_norm inf: expected above 0"),
     ({"learning_rate": "nan"}, "--learning_rate nan: expected above 0"),
     ({"base_dir_input": "nowhere"}, "--base_dir_input nowhere: no folder at /"),
-    ({"transformer_id": TINY}, "got in_channels 64; expected 32"),
+    ({"transformer_id": TINY}, "got in_channels 96; expected 32"),
     ({"memory": "single_fused", "gradient_accumulation_steps": 2}, "updates the weights in every"),
     ({"memory": "single_fused", "num_processes": 2}, "--num_processes 2: is for memory=single;"),
     ({"condition_encodings": -1}, "--condition_encodings -1: expected at least 0"),

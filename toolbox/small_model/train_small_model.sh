@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes a model of the kind of checkpoints/tiny from nothing, on one GPU, into the folder $1. That
-# one was trained on rooms alone; here scenes are of every kind. They are ray-traced while training
-# goes on, so two runs see about the same scenes but never in the same order. By arithmetic it takes
-# 70 minutes on an H100 with 16 CPU cores.
+# Makes a model of the kind of checkpoints/tiny from nothing, on one GPU, into the folder $1. Scenes
+# are ray-traced while training goes on, so two runs see about the same scenes but never in the same
+# order. By arithmetic it takes 65 minutes on an H100 with 16 CPU cores. The shipped model went
+# another way (checkpoints/tiny/README.md).
 set -euo pipefail
 [ $# = 1 ] && [ "${1#-}" = "$1" ] || {
     echo "usage: bash toolbox/small_model/train_small_model.sh FOLDER" >&2
@@ -23,7 +23,7 @@ python toolbox/small_model/train_vae.py --vae_config "$start/base/vae" \
     --resume "$folder/vae1/state.safetensors"
 cp "$folder"/vae2/{config.json,diffusion_pytorch_model.safetensors} "$start/base/vae/"
 
-# The transformer: pairs of scenes from seeds 600,000 and 700,000 on; a step takes 0.13 s.
+# The transformer: pairs of scenes from seeds 600,000 and 700,000 on; a step takes 0.12 s.
 trainer=../toolbox/small_model/train_transformer.py sh finetune/finetune_cognvs.sh \
     --memory single --first_seed 600000 --model_path "$start/base" \
     --transformer_id "$start/cognvs_ckpt_inpaint" --output_dir "$folder/transformer" \

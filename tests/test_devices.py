@@ -114,7 +114,7 @@ def one_pass(rank, ranks, folder, compiled=False):
         dist.init_process_group("gloo", meeting, rank=rank, world_size=ranks)
         devices.share_tokens(pipe.transformer)
     rng = torch.Generator().manual_seed(0)
-    latents = torch.randn(1, 13, 64, 16, 24, generator=rng)
+    latents = torch.randn(1, 13, 96, 16, 24, generator=rng)
     prompt = torch.randn(1, 8, 32, generator=rng)
     with torch.no_grad():
         out = pipe.transformer(

@@ -83,7 +83,7 @@ def test_the_vae_trains_piece_by_piece(small, tmp_path, capsys, monkeypatch):
 def test_pairs_are_latents_of_views_and_renders(small, monkeypatch):
     made = scene_pairs.make_latents(small / "base", SHAPE, CPU, 1000, CPU)
     moves, views = scene_pairs.MOVES, scene_pairs.VIEWS
-    assert made.shape == (2, views + 2 * len(moves), 64, 3, 4, 6) and (made[0] != made[1]).any()
+    assert made.shape == (2, views + 2 * len(moves), 96, 3, 4, 6) and (made[0] != made[1]).any()
     monkeypatch.setattr(clips, "first_and_more", lambda *_: ([made], NoStream()))
     pairs = scene_pairs.ScenePairs(small / "base", SHAPE, 0, CPU, 1000, 1)
     assert pairs.made == len(pairs.pairs) == 4 * len(moves)
@@ -96,7 +96,7 @@ def test_pairs_are_latents_of_views_and_renders(small, monkeypatch):
     pipe = pipeline.load_pipeline(small / "base", small / "cognvs_ckpt_inpaint", torch.float32)
     batch = dataset.training_batch(pipe, pairs, 0, 0, 0, CPU, torch.float32, 3)
     x0, condition, noise, timestep = batch
-    assert x0.shape == condition.shape == noise.shape == (3, 3, 32, 4, 6) and len(timestep) == 3
+    assert x0.shape == condition.shape == noise.shape == (3, 3, 48, 4, 6) and len(timestep) == 3
     assert (x0 - condition).abs().mean() > 0.01
 
 

@@ -106,6 +106,7 @@ class Leaves:
 
     @torch.no_grad()
     def make(self):
+        """The next stretches, by the thread."""
         args = self.args
         shape = (stretch(args), *args.shape[1:])
         count = max(1, args.refresh * args.batch_size // 4)
@@ -284,7 +285,7 @@ class Checks:
             whole, known, deviation = validate(model, items)
             said += (f"; {world}: PSNR {whole:.2f} dB, known pixels of renders {known:.2f} dB, "
                      f"latents {deviation:.3f}")
-        self.save(model, deviation)
+        self.save(model, deviation)  # of the mixture, which comes last
         return said
 
     def save(self, model, deviation):

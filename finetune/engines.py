@@ -10,6 +10,7 @@ state, so that the first writes it alone), and is used so:
         norm = engine.step()  # of all gradients, before clipping; a tensor on the device
 """
 
+import copyreg
 import os
 import pickle
 import pkgutil
@@ -75,6 +76,10 @@ class DeepSpeed:
         """What save() takes: nothing, for it asks all processes."""
 
     def save(self, folder, state):
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+
+        # as its number: by itself an early Python 3.11 writes a getattr, which no load allows
+        copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
         self.accelerator.save_state(str(folder))
 
     def load(self, folder):

@@ -47,6 +47,7 @@ def encode(path, frames, **settings):
         rate, options = settings.pop("rate", 25), settings.pop("options", {})
         stream = container.add_stream(settings.pop("codec", "libx264"), rate, options)
         stream.height, stream.width = frames.shape[1:3]
+        stream.thread_count = 1  # with more, x264 rarely writes the same frames otherwise
         ticks = settings.pop("ticks", range(len(frames)))
         tick = settings.pop("tick", 1 / Fraction(rate))
         turn, seconds = settings.pop("turn", None), settings.pop("sound", 0)

@@ -44,10 +44,10 @@ def encode(path, frames, **settings):
     """
     with av.open(str(path), "w") as container:
         container.metadata.update(settings.pop("metadata", {}))
-        rate, options = settings.pop("rate", 25), settings.pop("options", {})
-        stream = container.add_stream(settings.pop("codec", "libx264"), rate, options)
+        rate, codec = settings.pop("rate", 25), settings.pop("codec", "libx264")
+        options = {"mbtree": "0"} if codec == "libx264" else {}  # see VideoWriter._add_stream
+        stream = container.add_stream(codec, rate, options | settings.pop("options", {}))
         stream.height, stream.width = frames.shape[1:3]
-        stream.thread_count = 1  # with more, x264 rarely writes the same frames otherwise
         ticks = settings.pop("ticks", range(len(frames)))
         tick = settings.pop("tick", 1 / Fraction(rate))
         turn, seconds = settings.pop("turn", None), settings.pop("sound", 0)

@@ -75,7 +75,7 @@ def add_machine_arguments(add):
         "after a longer start, for many steps or clips (GPU with a C compiler)")
     add("--fast", action="store_true", help="run the transformer in the last four steps and 22%% "
         "of the others, and predict its output in the rest: changes the picture, saves little "
-        "below 15 steps")
+        "below 8 steps")
     add("--share_clip", action="store_true", help="all processes of torchrun or accelerate launch "
         "work on one clip at a time, in place of each on videos of its own")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -209,6 +210,15 @@ class Pairs:
         """The first frame of a random clip."""
         starts = max(1, videos.frames - self.clip_shape[0] + 1)
         return torch.randint(starts, (), generator=rng).item()
+
+    def turns(self):
+        """The number of turns after which every pair had one for each clip's length of its video.
+        """
+        most = 0
+        for videos in self.sequences:
+            clips = math.ceil(videos.frames / self.clip_shape[0])
+            most = max(most, clips * len(videos.renders))
+        return most * len(self.sequences)
 
     def in_turn(self, number, rng):
         """What draw() gives, of the pair whose turn it is: they take turns, and so do sequences."""

@@ -52,9 +52,9 @@ gradient_accumulation_steps=1  # times it does so before each optimiser step
 ema_decay=0                    # above 0: also keep the running mean, my_checkpoint-N_mean
 gradient_checkpointing=True    # recompute all but attention; auto: as little as the GPU's memory
                                # allows; full: all, the least memory; False: nothing
-condition_encodings=32         # noisy renders to encode before the first step; each step draws one,
-                               # which takes a fifth off its time. 0: a new one in every step, as
-                               # published
+condition_encodings=32         # noisy renders to encode before the first step, or more if there are
+                               # more pairs; each step draws one, which takes a fifth off its time.
+                               # 0: a new one in every step, as published
 compile=True                   # the transformer's blocks, in the first step (GPU, C compiler)
 seed=42
 accelerate_config="${accelerate_config:-accelerate_config.yaml}"

@@ -86,9 +86,10 @@ def make_run(args, engine, pipe, pairs, embedding, start=0, state=None):
               + ", VAE in tiles" * pipe.vae.use_tiling)
     source = pairs
     samples = args.train_epochs * settings.samples_a_step(args, engine.ranks)
-    if 0 < args.condition_encodings < samples:
-        source = dataset.Bank(pipe, pairs, args.condition_encodings, args.seed, engine.rank,
-                              engine.ranks, engine.device, embedding.dtype)
+    encodings = args.condition_encodings and max(args.condition_encodings, pairs.turns())
+    if 0 < encodings < samples:
+        source = dataset.Bank(pipe, pairs, encodings, args.seed, engine.rank, engine.ranks,
+                              engine.device, embedding.dtype)
     rotary = pipe.rotary_embedding(engine.device)
     embedding = embedding.to(engine.device)
     return Run(args, engine, pipe, pairs, source, transformer, mean, embedding, rotary, start)

@@ -1,4 +1,6 @@
+import dataclasses
 import shutil
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +96,18 @@ def test_a_bank_is_of_all_pairs_and_windows_alike(long_pairs, monkeypatch):
     turns = [long_pairs.in_turn(number, dataset.generator(0, "", 0, 0)) for number in range(4)]
     assert [target for target, _, _ in turns] == [videos.target for videos in
                                                   long_pairs.sequences * 2]
+
+
+def test_no_pair_is_without_a_turn(long_pairs):
+    assert long_pairs.turns() == 2  # 9 frames, shown 5 at a time
+    videos = long_pairs.sequences[0]
+    others = dataclasses.replace(videos, target="b", renders=["c", "d", "e"])
+    long_pairs.sequences = [videos, *[others] * 40]
+    turns = [long_pairs.in_turn(number, dataset.generator(0, "", 0, 0))[:2]
+             for number in range(long_pairs.turns())]
+    assert len(turns) == 41 * 6
+    assert Counter(turns) == {(videos.target, videos.renders[0]): 6, ("b", "c"): 80,
+                              ("b", "d"): 80, ("b", "e"): 80}
 
 
 @pytest.fixture

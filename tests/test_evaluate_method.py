@@ -113,7 +113,7 @@ def test_results_are_kept_and_not_done_again(tiny, tmp_path, capsys, monkeypatch
     assert [row["method"] for row in rows] == methods
     strips = cv2.imread(str(tmp_path / "strips_rooms_choose.png"))
     assert strips.shape == (32, 6 * 48, 3) and strips.std() > 10
-    assert (tmp_path / "rooms_100" / "zero-shot_1.mp4").exists()
+    assert len(list(tmp_path.glob("rooms_100_*/zero-shot_1.mp4"))) == 1
     assert "| telea |" in capsys.readouterr().out
 
     assert call(*args, "--scenes", 2, "--share", 1, 2) == 0

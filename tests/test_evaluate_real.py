@@ -44,6 +44,18 @@ def test_pairs_are_measured_as_they_are_and_mirrored(model, room, tmp_path, caps
     assert "| default, 1 |" in out and "default, 1:" in out
     assert (tmp_path / f"strips_{room.name}_real.png").exists()
 
+    before = file.read_text()
+    assert call(*args) == 0
+    assert file.read_text() == before and capsys.readouterr().out == out  # it was all there
+    depth = room / "cam_info" / "megasam_depth.npy"
+    other = np.load(depth)
+    np.save(depth, other * np.linspace(1, 2, other.shape[2], dtype=other.dtype))
+    assert call(*args) == 0
+    assert len(file.read_text().splitlines()) == 4 * 6 and capsys.readouterr().out != out
+    other[0] = 0
+    np.save(depth, other)
+    assert call(*args) == 2 and "centre of the first frame" in capsys.readouterr().err
+
 
 def test_mirrored_pairs_are_mirror_images(room):
     clip = evaluate_real.sequence_clip(room, None, (3, 32, 48), CPU)

@@ -148,6 +148,28 @@ def test_scenes_ask_for_one_process(tmp_path, capsys):
     assert "--memory zero2: one process trains" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags, said", [
+    (["--refresh", 0], "--refresh 0: expected at least 1"),
+    (["--batch_size", 0], "--batch_size 0: expected at least 1"),
+    (["--pool", 0, 4], "--pool 0 4: expected at least 1"),
+    (["--pool", 5, 4], "--pool 5 4: expected at least 1, and no less"),
+    (["--minutes", 0], "--minutes 0.0: expected a number above 0"),
+    (["--learning_rate", "nan"], "--learning_rate nan: expected a number above 0"),
+    (["--shape", 5, 30, 48], "--shape 5 30 48: expected 4k + 1 frames, and multiples of 8"),
+    (["--shape", 6, 32, 48], "--shape 6 32 48: expected 4k + 1 frames, and multiples of 8"),
+    (["--vae_config", "no/where"], "no/where: got a model of class None; expected Autoencoder"),
+    (["--resume", __file__], "could not be read"),
+    (["--resume", ROOT / "checkpoints/tiny/base/vae/diffusion_pytorch_model.safetensors"],
+     "holds another model than"),
+])
+def test_bad_flags_of_the_vaes_trainer_are_one_line(tmp_path, model, capsys, flags, said):
+    program = "toolbox.small_model.train_vae"
+    out = tmp_path / "out"
+    assert call(program, "--vae_config", model / "base" / "vae", "--output_dir", out, *flags) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1 and not out.exists()
+
+
 @pytest.mark.parametrize("name", ["synthetic/clips.py", "synthetic/scenes.py",
                                   "synthetic/textures.py", "synthetic/yards.py",
                                   "small_model/scene_pairs.py"])

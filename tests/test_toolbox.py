@@ -146,7 +146,7 @@ def programs():
     """Module names of everything that one starts by its path."""
     found = []
     for path in [*ROOT.glob("*.py"), *ROOT.glob("finetune/*.py"), *TOOLBOX.rglob("*.py")]:
-        if "cli.run(main)" in path.read_text():
+        if "cli.run(main" in path.read_text():
             found.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return sorted(found)
 

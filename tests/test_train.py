@@ -173,12 +173,11 @@ def test_an_interrupted_run_is_written_and_goes_on(
 def test_a_run_with_conditions_made_ahead_goes_on_with_the_same(
         model, paired_room, tmp_path, capsys):  # noqa: F811
     whole = tmp_path / "run"
-    assert call("finetune.train", *flags(model, paired_room, whole, condition_encodings=2,
-                                         **TWICE)) == 0
-    assert "encoding conditions: 100%" in capsys.readouterr().err
+    values = {"condition_encodings": 2, "gradient_accumulation_steps": 2}  # three pairs, 6 samples
+    assert call("finetune.train", *flags(model, paired_room, whole, **values, **TWICE)) == 0
+    assert "| 3/3 " in capsys.readouterr().err.split("encoding conditions: 100%")[1]  # no pair less
     resumed = until_step_2(whole, tmp_path / "resumed")
-    args = flags(model, paired_room, resumed, condition_encodings=2,
-                 resume_from_checkpoint="latest")
+    args = flags(model, paired_room, resumed, **values, resume_from_checkpoint="latest")
     assert call("finetune.train", *args) == 0
     assert log(resumed, FIXED) == log(whole, FIXED) and len(log(whole)) == 3
     assert_same(*(tensors(folder / "my_checkpoint-3_transformer") for folder in (whole, resumed)))

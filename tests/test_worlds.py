@@ -122,12 +122,31 @@ def test_every_pattern_is_finite_and_in_range():
 def test_photographs_have_licences_and_there_may_be_none(monkeypatch):
     assert all(photographs.LICENCES.values())
     assert not any("motorcycle" in name for name in photographs.LICENCES)
+    there = photographs.pyramids(CPU)
+    assert {name for name in photographs.LICENCES if not name.startswith("sklearn")} <= set(there)
     q = torch.rand(2, 100)
     found = photographs.sample(3, q, torch.full((100,), 0.01))
+    assert found.std() > 0.01
     assert found.shape == (3, 100) and 0 <= found.min() and found.max() <= 1
     torch.testing.assert_close(found, photographs.sample(3, -q, torch.full((100,), 0.01)))
-    monkeypatch.setattr(photographs, "pyramids", lambda device: [])
-    assert photographs.sample(3, q, q[0]).shape == (3, 100)
+    others = {name: x for name, x in there.items() if name != list(photographs.LICENCES)[3]}
+    monkeypatch.setattr(photographs, "pyramids", lambda device: others)
+    assert "skimage cell" in photographs.missing()
+    assert photographs.sample(3, q, q[0]).unique().numel() == 1
+    assert torch.equal(photographs.sample(4 + 18, q, q[0]), photographs.sample(4, q, q[0]))
+    assert photographs.sample(4, q, q[0]).std() > 0.01
+
+
+def test_a_lamp_is_in_its_room_and_a_camera_rolls_as_far_in_every_world():
+    rolls = []
+    for seed in range(300):
+        scene = worlds.make_world(seed)
+        if not (scene.open_air or scene.backdrop):
+            light = torch.tensor(scene.light)[None, :, None]
+            room = scenes.place(scene.room, torch.zeros(1))
+            assert scenes.distance(room, light).max() < 0
+        rolls.append(abs(scene.sway[-1][0]))
+    assert max(rolls) <= 1.2 * scenes.SWAY[-1]
 
 
 def test_holes_of_moving_layers_are_black_and_nothing_else_is():

@@ -18,6 +18,7 @@ sh toolbox/run_all.sh --data_path demo_data/room --model_path checkpoints/tiny/b
     --score quick
 cat <<'END'
 Open demo_data/room/report/index.html in a browser: source, render with its holes, output and truth.
-The small model fills holes as the real one does, but softly (checkpoints/tiny/README.md). To start any program yourself, first activate its environment:
+The small model fills holes as the real one does, but softly (checkpoints/tiny/README.md).
+To start any program yourself, first activate its environment:
     . .venv/bin/activate
 END

@@ -172,16 +172,21 @@ def check_base(path):
                          "folder in diffusers layout (the README says where to download it)")
 
 
-def check_weights(cls, path):
-    """InputError unless a folder holds a model of a diffusers class, in files that are whole.
-
-    Reads headers alone; whether they hold every tensor is seen when they are loaded.
-    """
+def check_class(cls, path):
+    """InputError unless a folder's config.json is of a diffusers class."""
     config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
     if config.get("_class_name") != cls.__name__:
         got = short(config.get("_class_name"), 80)
         raise InputError(f"{path}: got a model of class {got}; expected "
                          f"{cls.__name__}")
+
+
+def check_weights(cls, path):
+    """InputError unless a folder holds a model of a diffusers class, in files that are whole.
+
+    Reads headers alone; whether they hold every tensor is seen when they are loaded.
+    """
+    check_class(cls, path)
     index = path / f"{WEIGHTS}.index.json"
     names = files_of_index(index) if index.is_file() else {WEIGHTS}
     for file in sorted(path / name for name in names):

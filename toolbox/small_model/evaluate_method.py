@@ -12,6 +12,7 @@ standard error of that.
 import argparse
 import contextlib
 import copy
+import hashlib
 import json
 import sys
 from dataclasses import dataclass
@@ -279,9 +280,9 @@ def run_case(args, pipe, embedding, number, rows, add):
 
 
 def video_path(args, number, name):
-    """Where the video of a picture of a scene is kept."""
+    """Where the video of a picture of a scene is kept: not where one of other weights is."""
     name = name.replace(", ", "_").replace(" ", "_")
-    return args.output_dir / f"{args.world}_{number}" / f"{name}.mp4"
+    return args.output_dir / f"{args.world}_{number}_{args.made_of[number]}" / f"{name}.mp4"
 
 
 def write_picture(args, number, name, picture):
@@ -387,6 +388,7 @@ def main():
     pipe, embedding, weights = load(args)
     path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
     numbers = range(FIRST_SEED[args.set], FIRST_SEED[args.set] + args.scenes)
+    args.made_of = dict.fromkeys(numbers, hashlib.sha256(weights.encode()).hexdigest()[:12])
     with results_file(path, weights) as (rows, add):
         for number in tqdm(numbers[args.share[0] :: args.share[1]], unit="scene", desc=args.world):
             run_case(args, pipe, embedding, number, rows, add)

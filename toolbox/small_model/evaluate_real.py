@@ -13,9 +13,11 @@ pair is inpainted mirrored too, and the gain on new views is estimated as by too
 from the right camera, through the depth that belongs to it, and compared with the right picture.
 
 Every result is a line of OUTPUT_DIR/results_{name}_real.jsonl; what is there for the same weights
-is not done again. A standard error is over pairs; those of one video are not independent.
+and pictures is not done again. A standard error is over pairs; those of one video are not
+independent.
 """
 
+import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +82,7 @@ def sequence_clip(folder, intrinsics_file, shape, device):
     rgb = windows.place(rgb, "stretch", (height, width))
     small = replace(seq, info=replace(seq.info, height=height, width=width))
     depth = video.fit_length(small.depth(0, min(frames, seq.info.frames)), frames)
+    assert small.pivot_depth == depth[0, height // 2, width // 2]  # or it raises InputError
     k = seq.intrinsics[0] * geometry.scale(seq.size, (width, height))
     return still_clip(rgb, depth, k, device)
 
@@ -167,6 +170,16 @@ def motorcycle_case(shape, device):
 # ---- the run -------------------------------------------------------------------------------------
 
 
+def case_key(weights, case):
+    """What tells a case and the weights from others of the same name, for what is kept of them."""
+    digest = hashlib.sha256(weights.encode())
+    for tensor in (case.clip.rgb, case.clip.depth, case.clip.k):  # which finetuning sees
+        digest.update(tensor.cpu().numpy().tobytes())
+    for array in (case.render, case.truth):
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:12]
+
+
 def run_clip(args, pipe, embedding, cases, rows, add):
     """Make what is missing of the cases {name: Case} of one clip; add(row) keeps a result."""
     done = {(row["scene"], row["method"]) for row in rows}
@@ -175,7 +188,7 @@ def run_clip(args, pipe, embedding, cases, rows, add):
         case = cases[name]
         evaluate_method.write_picture(args, name, method, picture)
         found = evaluate_method.scores(picture, case.render, case.mask, case.truth)
-        add({"scene": name, "method": method} | found)
+        add({"scene": name, "case": args.made_of[name], "method": method} | found)
 
     for name, case in cases.items():
         evaluate_method.write_picture(args, name, "source", case.clip.rgb.cpu().numpy())
@@ -223,8 +236,10 @@ def main():
         cases = sequence_cases(clip)
     for name, case in cases.items():
         print(f"{name}: {1 - case.mask.mean():.1%} holes")
+    args.made_of = {name: case_key(weights, case) for name, case in cases.items()}
     path = args.output_dir / f"results_{args.world}_{args.set}.jsonl"
     with evaluate_method.results_file(path, weights) as (rows, add):
+        rows[:] = [row for row in rows if row.get("case") == args.made_of.get(row["scene"], "")]
         run_clip(args, pipe, embedding, cases, rows, add)
 
     for heading, mirrored in ((args.world, False), (f"{args.world}, mirrored", True)):

@@ -6,6 +6,7 @@ scikit-image's motorcycle pair is not among them: it is kept to evaluate on.
 if __name__ == "__main__":
     raise SystemExit("error: a module, not a program; toolbox/README.md lists the programs")
 
+import contextlib
 from functools import lru_cache
 
 import cv2
@@ -70,28 +71,30 @@ def pyramid(picture):
 
 @lru_cache
 def pyramids(device):
-    """The pyramids of all photographs that are there, in the order of LICENCES."""
-    found = []
+    """{name of LICENCES: its pyramid} of all photographs that are there."""
+    found = {}
     for name in LICENCES:
-        try:
-            picture = load(name)
-        except (ImportError, OSError):
-            continue
-        found.append(pyramid(picture).to(device))
+        with contextlib.suppress(ImportError, OSError):
+            found[name] = pyramid(load(name)).to(device)
     return found
+
+
+def missing():
+    """A note of the photographs that are not there, which are grey; "" if none is missing."""
+    names = [name for name in LICENCES if name not in pyramids(torch.device("cpu"))]
+    return f"note: no photographs {', '.join(names)}; they are grey\n" if names else ""
 
 
 def sample(number, q, w):
     """Linear RGB [3, n] at q [2, n], x and y down; a picture is one unit wide and high.
 
     Every second picture of the endless plane is mirrored. w [n]: how wide a pixel is there.
-    number: any whole number. Grey where there is no photograph.
+    number: any whole number, which means one of LICENCES. Grey if that is not there.
     """
-    pictures = pyramids(q.device)
-    if not pictures:
+    picture = pyramids(q.device).get(list(LICENCES)[number % len(LICENCES)])
+    if picture is None:
         return torch.full_like(q[:1], 0.2).repeat(3, 1)
     level = (w * SIZE).clamp_min(1).log2() / ((LEVELS - 1) / 2) - 1
     folded = 1 - 2 * (q - 2 * (q / 2).floor() - 1).abs()
     at = torch.stack([folded[0], folded[1], level.clamp(-1, 1)], -1)
-    picture = pictures[number % len(pictures)]
     return F.grid_sample(picture, at[None, None, None], align_corners=True)[0, :, 0, 0]

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from finetune import settings, train
+from finetune import launch, settings, train
 from finetune.prepare import prepare
+from toolbox.small_model import photographs
 from toolbox.small_model.scene_pairs import ScenePairs
 from utils import cli
 from utils.cli import InputError
@@ -39,6 +40,7 @@ def parse_args():
 
 def main():
     args = parse_args()
+    print(photographs.missing(), end="")
     prepare(args, check_pairs=None)
     with contextlib.ExitStack() as stack:
 
@@ -52,4 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, launch.GO_ON)

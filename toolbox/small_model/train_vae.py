@@ -17,15 +17,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from toolbox.small_model import layers, worlds
+from toolbox.small_model import layers, photographs, worlds
 from toolbox.synthetic import clips
 from utils import camera_paths, cli, cogvideox, metrics, pipeline, trajectory
+from utils.cli import InputError
 from utils.pipeline import AutoencoderKLCogVideoX
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,7 @@ VALIDATION_WORLDS = {"rooms": clips.random_clip, "mixture": worlds.random_clip}
 FRAMES = 17  # of a stretch that a step sees
 EMA = 0.995
 HOLE_WEIGHT = 0.1
+GO_ON = "to go on, add --resume with state.safetensors of the output_dir if it wrote one"
 CHECKED = 180  # seconds between looks at how good it is
 
 
@@ -54,7 +57,36 @@ def parse_args():
     add("--refresh", type=int, default=40, help="steps after which new layers come in")
     add("--last", action="store_true", help="piece: the learning rate falls")
     add("--freeze_encoder", action="store_true", help="leave the latents as they are")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check(args)
+    return args
+
+
+def check(args):
+    """InputError if a flag is out of its range."""
+    for name, least in (("batch_size", 1), ("refresh", 1), ("first_seed", 0)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name} {getattr(args, name)}: expected at least {least}")
+    for name in ("minutes", "learning_rate"):
+        if not 0 < getattr(args, name) < math.inf:
+            raise InputError(f"--{name} {getattr(args, name)}: expected a number above 0")
+    frames, height, width = args.shape
+    if frames < 1 or frames % 4 != 1 or min(height, width) < 16 or height % 8 or width % 8:
+        raise InputError(f"--shape {frames} {height} {width}: expected 4k + 1 frames, and "
+                         "multiples of 8 from 16 on")
+    if not 1 <= args.pool[0] <= args.pool[1]:
+        raise InputError(f"--pool {args.pool[0]} {args.pool[1]}: expected at least 1, and no less "
+                         "kept than first")
+    pipeline.check_class(AutoencoderKLCogVideoX, args.vae_config)
+
+
+def read_state(path):
+    """The tensors of --resume."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"--resume {path}: could not be read ({cli.short(error)}); expected "
+                         "state.safetensors of an earlier piece") from error
 
 
 # ---- what is learned from ------------------------------------------------------------------------
@@ -192,7 +224,11 @@ def make_vae(args, state=None):
     """The VAE of --vae_config with the weights of `state`, or with first weights."""
     vae = AutoencoderKLCogVideoX.from_config(AutoencoderKLCogVideoX.load_config(args.vae_config))
     if state:
-        vae.load_state_dict(state)
+        try:
+            vae.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(f"--resume {args.resume}: holds another model than {args.vae_config}/"
+                             "config.json; expected state.safetensors of its kind") from error
     if args.freeze_encoder:
         vae.encoder.requires_grad_(False)
     return cogvideox.speed_up(vae)
@@ -301,7 +337,7 @@ class Checks:
 def train(args, device):
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(args.first_seed)
-    vae = make_vae(args, load_file(args.resume) if args.resume else None).to(device)
+    vae = make_vae(args, read_state(args.resume) if args.resume else None).to(device)
     torch.manual_seed(args.first_seed)
     mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     parameters = [p for p in vae.parameters() if p.requires_grad]
@@ -338,9 +374,10 @@ def train(args, device):
 
 def main():
     args = parse_args()
+    print(photographs.missing(), end="")
     train(args, cli.pick_device())
     print(f"wrote {args.output_dir}")
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, GO_ON)

@@ -21,6 +21,7 @@ from toolbox.synthetic.textures import Texture
 ROOMS = 1 / 3  # share of the scenes that are rooms of scenes.py
 EXACT = 0.5  # share of the scenes whose depth is exact
 SUN_AWAY = 1000.0  # distance of the light in open air [m]
+WITHIN = 0.9  # of a room's half extent: how far from its middle a lamp is at most
 BODIES = 18  # at most, if they are many
 CHECKS = 13  # moments at which bodies are kept clear of the camera
 KINDS = ("sphere", "sphere", "ellipsoid", "box", "box", "box", "cylinder", "cone")
@@ -133,7 +134,8 @@ def make_world(seed):
     distance = math.exp(rng.uniform(math.log(1.6), math.log(6)))
     place = rng.choice(("room", "room", "room", "open", "open", "open", "void"))
     scene = make_place(rng, seed, place, distance, mood)
-    scene = replace(scene, **make_light(rng, place, distance), **make_lens(rng))
+    room = scene.room if place == "room" else None
+    scene = replace(scene, **make_light(rng, room, distance), **make_lens(rng))
     bodies = make_bodies(rng, scene, distance, mood)
     return replace(scene, bodies=tuple(bodies))
 
@@ -204,16 +206,22 @@ def make_sky(rng, far, mood, void):
     return random_skin(rng, far, radius=far, mood=mood)
 
 
-def make_light(rng, place, distance):
-    """Fields of a World: the light, its strength, colour and size, and how it shades."""
+def make_light(rng, room, distance):
+    """Fields of a World: the light, its strength, colour and size, and how it shades.
+
+    room: the Body whose walls the light is to be within, or None: it is far away.
+    """
     around = rng.uniform(0, 2 * math.pi)
     up = math.radians(rng.uniform(20, 85))
-    near = place == "room"
-    far = distance * rng.uniform(0.8, 1.6) if near else SUN_AWAY
+    far = distance * rng.uniform(0.8, 1.6) if room else SUN_AWAY
     flat = far * math.cos(up)
     light = (flat * math.sin(around), -far * math.sin(up), flat * math.cos(around))
-    if near:  # below the ceiling
-        light = (0.7 * light[0], light[1], 0.7 * light[2])
+    if room:
+        inside = []
+        for x, half, middle in zip(light, room.half, room.at, strict=True):
+            inside.append(min(max(x, middle - WITHIN * half), middle + WITHIN * half))
+        light = tuple(inside)
+        far = math.hypot(*light)
     clipped = rng.random() < 0.5
     strength = rng.uniform(0.8, 1.4) if clipped else rng.uniform(1.6, 3.6)
     ambient = rng.choice((0.02, 0.1, 0.25, 0.4)) * (0.8 if clipped else 1.3)
@@ -257,6 +265,8 @@ def make_sway(rng, eye, distance, place):
     waves = []
     for amplitude, cycles, phase in scenes.make_sway(rng):
         waves.append((size * amplitude, cycles * (2.5 if kind == "fast" else 1), phase))
+    roll, cycles, phase = waves[-1]
+    waves[-1] = (roll * 3 / distance, cycles, phase)  # an angle is the same in a world of any size
     if kind == "travel":
         axis = rng.choice((0, 0, 1, 2))
         most = (0.35, 0.1, 0.25)[axis] * distance

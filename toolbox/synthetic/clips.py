@@ -25,7 +25,7 @@ from toolbox.synthetic import scenes
 from utils import trajectory, video, warp
 
 LENS_BLUR = scenes.Scene.lens_blur
-COARSE = (2, 3.5)  # range of pattern sizes; a VAE of 2.65 M parameters loses finer ones
+COARSE = (2, 3.5)  # range of pattern sizes; a small VAE loses finer ones
 SOFTNESS = 1.5  # pixels over which they are blurred
 FRAMES_AT_ONCE = 49  # that a GPU traces together; its memory grows with them
 GPU_WORKERS = 4  # keep a GPU busy: 10 clips of 49 x 128 x 192 a second on an H100

@@ -201,7 +201,8 @@ class MadePairs:
 
 
 def test_a_program_trains_on_pairs_of_its_own(model, tmp_path, capsys):
-    args = parsed(model, "nowhere", tmp_path / "run", train_epochs=2, checkpointing_limit=0)
+    args = parsed(model, "nowhere", tmp_path / "run", train_epochs=2, checkpointing_limit=0,
+                  condition_encodings=0)
     opened = []
 
     def open_pairs(*given):

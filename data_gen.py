@@ -416,6 +416,9 @@ def main():
     device = cli.pick_device(args.device)
     files = args.depth_file, args.intrinsics_file, args.extrinsics_file
     seq = sequence.open_sequence(args.data_path, *files)
+    if seq.bad_depth_share == 1:
+        raise InputError(f"{seq.path}: no depth value is a positive finite number, so there is "
+                         "nothing to render; expected z-depth; make or copy the depth again")
     pivot = find_pivot(args, seq)
     paths = camera_paths.find_paths(args.trajs, args.cameras, seq.intrinsics, seq.size)
     targets = find_targets(args, seq, paths, pivot)

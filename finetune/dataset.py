@@ -63,6 +63,9 @@ def find_videos(folder):
     """The Videos of a sequence folder; InputError unless all show the same moments at one size."""
     folder = Path(folder)
     target = folder / "gt_rgb.mp4"
+    if not target.is_file():
+        raise InputError(f"{folder}: no gt_rgb.mp4; expected a sequence folder, or a folder of "
+                         "them")
     info = video.probe(target)
     renders = find_renders(folder, "train", info)
     if not renders:

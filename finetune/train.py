@@ -87,7 +87,7 @@ def make_run(args, engine, pipe, pairs, embedding, start=0, state=None):
     source = pairs
     samples = args.train_epochs * settings.samples_a_step(args, engine.ranks)
     encodings = args.condition_encodings and max(args.condition_encodings, pairs.turns())
-    if 0 < encodings < samples:
+    if 0 < encodings <= samples // 2:  # or it would hardly save time
         source = dataset.Bank(pipe, pairs, encodings, args.seed, engine.rank, engine.ranks,
                               engine.device, embedding.dtype)
     rotary = pipe.rotary_embedding(engine.device)

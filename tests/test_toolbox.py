@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +152,19 @@ def programs():
         if "cli.run(main" in path.read_text():
             found.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return sorted(found)
+
+
+@pytest.mark.parametrize("program", ["demo", "data_gen", "toolbox/run_all", "toolbox/score"])
+def test_a_signal_while_a_program_loads_shows_no_traceback(program):
+    command = [sys.executable, "-v", ROOT / f"{program}.py", "--help"]  # -v tells of each import
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    started = subprocess.Popen(command, **pipes)
+    for line in started.stderr:
+        if line.startswith("import 'numpy.random"):
+            break
+    started.send_signal(signal.SIGINT)
+    assert "Traceback" not in started.communicate()[1]
+    assert started.returncode == -signal.SIGINT
 
 
 @pytest.mark.parametrize("program", programs())

@@ -8,6 +8,11 @@ included, which opens from disk without a server or a network. Drag the new view
 save a json (--cameras of data_gen.py) or a txt (--trajs).
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import sys
 from pathlib import Path

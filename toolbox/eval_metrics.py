@@ -36,6 +36,11 @@ dycheck  480 x 360 or 960 x 720; apple, block, paper-windmill, spin, teddy. Corr
 davis  makes the pictures too, and takes other flags: --protocol davis --help.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import csv
 import json

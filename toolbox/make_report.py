@@ -7,6 +7,11 @@ depth in step and wiped over one another, holes, scores and curves, cameras, set
 folder can be moved as a whole. What is not there, or cannot be read, is left out.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import os
 import re

@@ -4,6 +4,11 @@
         --output_dir checkpoints/RUN/my_checkpoint-200_transformer
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import sys
 from pathlib import Path

@@ -16,6 +16,11 @@ inputs. Each stage writes these down beside its results, in run_all_<stage>.json
 Files that a stage made before and does not make any more are deleted.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import dataclasses
 import json
@@ -38,6 +43,7 @@ from utils.cli import InputError
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "finetune" / "finetune_cognvs.sh"
 PASSED_ON = ("train_epochs", "training_type", "learning_rate", "lr_scheduler", "rank", "lora_alpha")
+GO_ON = "the same run_all.sh goes on where it stopped, within a finetuning too"
 SCORE_STEPS = 10  # denoising steps of a score at most: it is of many clips, and compares
 # Values in finetune_cognvs.sh that this program gives, or that leave the weights as they are.
 NOT_COMPARED = (
@@ -127,7 +133,8 @@ def complete(args):
     if args.cameras:
         camera_files(args)
     if not args.cameras and not any(args.trajs.glob("*.txt")):
-        raise InputError(f"--trajs {args.trajs}: expected a folder of camera paths, .txt")
+        raise InputError(f"--trajs {args.trajs}: expected a folder of camera paths, .txt; "
+                         "presets in words are for data_gen.py")
     pipeline.check_base(args.model_path)
     gpus = torch.cuda.device_count()
     args.memory = args.memory or ("single" if gpus == 1 else "zero2")
@@ -512,4 +519,4 @@ def said_by_score(args):
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, GO_ON)

@@ -17,6 +17,11 @@ whether seams show, flicker, and the camera's path, recovered from the output, a
 for. Everything is written to score.json.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import itertools
 import json

@@ -6,6 +6,11 @@ For every outputs/eval_render{i}_out.mp4 it writes outputs/eval_render{i}_side_b
 truth is novel_gt{i}.mp4, which synthetic sequences have. An output of another render is refused.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import sys
 from pathlib import Path

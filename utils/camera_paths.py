@@ -264,6 +264,9 @@ def write_cameras(path, cameras):
 
 def _read_arrays(path, count):
     """The arrays of a camera file for `count` frames that are there, numbers of the right shape."""
+    if path.suffix == ".txt":
+        raise InputError(f"{path}: is text, as a path of --trajs; expected cameras as npy, npz or "
+                         "json")
     if path.suffix == ".json":
         there = _json_arrays(path, count)
     else:

@@ -21,6 +21,11 @@ Values that are not positive and finite are written as 0, holes. MegaSAM's image
 gt_rgb.mp4 if there is none.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import io
 import re

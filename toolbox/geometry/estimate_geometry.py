@@ -17,6 +17,11 @@ than {window} frames are solved in windows that overlap. What was done stays whe
 stopped: the same command goes on.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports shows no traceback
+
 import argparse
 import contextlib
 import itertools

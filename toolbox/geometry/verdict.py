@@ -89,7 +89,7 @@ def judge(measures, misfit, cuts):
         part = "" if not enough else f" in {len(measures) - len(enough)} of {len(measures)} windows"
         flag("no_parallax", f"parallax of {min(parallax):.2f} pixels{part}, expected above "
              f"{PARALLAX_PX:g}: the camera hardly moves, at most it turns; its rotation is known, "
-             "its position is not, and depth is the network's")
+             "its position is not, and depth stays as it was given")
     if enough and max(each["ratio"] for each in enough) > RATIO:
         flag("wrong_fit", "a moving camera in a still scene explains little of what is seen: the "
              "depth is wrong, or most of the picture moves; cameras are guesses")

@@ -215,8 +215,7 @@ class Pairs:
         return torch.randint(starts, (), generator=rng).item()
 
     def turns(self):
-        """The number of turns after which every pair had one for each clip's length of its video.
-        """
+        """After how many turns every pair has had one for each clip's length of its video."""
         most = 0
         for videos in self.sequences:
             clips = math.ceil(videos.frames / self.clip_shape[0])

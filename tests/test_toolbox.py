@@ -149,7 +149,7 @@ def programs():
     """Module names of everything that one starts by its path."""
     found = []
     for path in [*ROOT.glob("*.py"), *ROOT.glob("finetune/*.py"), *TOOLBOX.rglob("*.py")]:
-        if "cli.run(main" in path.read_text() and path.stem != "launch":  # whose use is the script's
+        if "cli.run(main" in path.read_text() and path.stem != "launch":  # the script has its use
             found.append(".".join(path.relative_to(ROOT).with_suffix("").parts))
     return sorted(found)
 

@@ -19,6 +19,7 @@ from utils.cli import InputError
 
 VIDEOS_KEPT = 4 * 2**30  # bytes of decoded videos that a process keeps in the host's memory
 POSTERIORS_KEPT = 2**28  # bytes of encoded targets that it keeps on its device
+MOST_ENCODINGS = 256  # of a bank: up to 1.7 GB of the host's memory with the real model
 CHUNK = 16  # frames that are held at a video's own size
 
 

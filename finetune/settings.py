@@ -51,8 +51,8 @@ NUMBERS = (  # flag, type, range, meaning
     ("lora_alpha", float, "above 0", "of the LoRA: its scale times its rank"),
     ("gpu_memory", float, "at least 0", "above 0: GiB of each GPU to use at most"),
     ("condition_encodings", int, "at least 0", "above 0: noisy conditions to encode before the "
-     "first step, more if there are more pairs; each step draws one, unless the run draws less "
-     "than twice as many; 0: a new one in every step, as published"),
+     "first step, more if there are more pairs or longer videos; each step draws one. 0, or if "
+     "half of the run's samples are less: a new one in every step, as published"),
     ("seed", int, "at least 0", "of every random draw"),
 )
 SWITCHES = (

@@ -86,13 +86,20 @@ def make_run(args, engine, pipe, pairs, embedding, start=0, state=None):
               + ", VAE in tiles" * pipe.vae.use_tiling)
     source = pairs
     samples = args.train_epochs * settings.samples_a_step(args, engine.ranks)
-    encodings = args.condition_encodings and max(args.condition_encodings, pairs.turns())
-    if 0 < encodings <= samples // 2:  # or it would hardly save time
+    if encodings := count_encodings(args, pairs, samples):
         source = dataset.Bank(pipe, pairs, encodings, args.seed, engine.rank, engine.ranks,
                               engine.device, embedding.dtype)
     rotary = pipe.rotary_embedding(engine.device)
     embedding = embedding.to(engine.device)
     return Run(args, engine, pipe, pairs, source, transformer, mean, embedding, rotary, start)
+
+
+def count_encodings(args, pairs, samples):
+    """How many conditions a run of so many samples encodes ahead: 0 if it draws each anew."""
+    given = args.condition_encodings
+    count = max(given, pairs.turns()) if given else 0
+    most = max(given, dataset.MOST_ENCODINGS)
+    return count if count <= min(most, samples // 2) else 0  # with more there is little to save
 
 
 def fit_memory(args, engine, pipe, transformer):

@@ -137,7 +137,7 @@ def test_two_and_four_processes_give_what_one_gives_compiled_or_not(tmp_path):
     one_pass(0, 1, tmp_path)
     expected = torch.load(tmp_path / "1_0.pt", weights_only=True)
     assert expected.std() > 0.1
-    torch.multiprocessing.set_forkserver_preload(["utils.pipeline"])  # imported once, not by each
+    torch.multiprocessing.set_forkserver_preload(["utils.pipeline"])  # once, not by each
     torch.multiprocessing.start_processes(two_then_four, (tmp_path,), 4, start_method="forkserver")
     for ranks in (2, 4):
         for rank in range(ranks):

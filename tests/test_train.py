@@ -183,6 +183,15 @@ def test_a_run_with_conditions_made_ahead_goes_on_with_the_same(
     assert_same(*(tensors(folder / "my_checkpoint-3_transformer") for folder in (whole, resumed)))
 
 
+@pytest.mark.parametrize("given, turns, samples, count", [
+    (32, 8, 200, 32), (32, 40, 200, 40), (32, 8, 63, 0), (32, 101, 200, 0), (32, 257, 2000, 0),
+    (300, 257, 2000, 300), (0, 8, 200, 0)])
+def test_conditions_are_made_ahead_where_that_saves_much(given, turns, samples, count):
+    args = SimpleNamespace(condition_encodings=given)
+    pairs = SimpleNamespace(turns=lambda: turns)
+    assert train.count_encodings(args, pairs, samples) == count
+
+
 class MadePairs:
     """TrainingPairs that are made and not read from files."""
 

@@ -267,7 +267,8 @@ def results(args, pipe, embedding, case, done):
 
 def run_case(args, pipe, embedding, number, rows, add):
     """Make what is missing of a scene: add(row) keeps a result, and videos show the pictures."""
-    done = {row["method"] for row in rows if row["scene"] == number}
+    done = {row["method"] for row in rows if row["scene"] == number
+            and video_path(args, number, row["method"]).exists()}
     if done.issuperset((*SIMPLE, *model_methods(args))):
         return
     case = open_case(args.world, number, pipe.clip_shape, pipe.device)

@@ -17,6 +17,7 @@ and pictures is not done again. A standard error is over pairs; those of one vid
 independent.
 """
 
+import dataclasses
 import hashlib
 import sys
 from dataclasses import replace
@@ -175,8 +176,8 @@ def case_key(weights, case):
     digest = hashlib.sha256(weights.encode())
     for tensor in (case.clip.rgb, case.clip.depth, case.clip.k):  # which finetuning sees
         digest.update(tensor.cpu().numpy().tobytes())
-    for array in (case.render, case.truth):
-        digest.update(array.tobytes())
+    for array in (case.truth, *dataclasses.astuple(case.cameras)):  # a GPU's render varies
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:12]
 
 

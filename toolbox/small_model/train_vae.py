@@ -80,15 +80,6 @@ def check(args):
     pipeline.check_class(AutoencoderKLCogVideoX, args.vae_config)
 
 
-def read_state(path):
-    """The tensors of --resume."""
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"--resume {path}: could not be read ({cli.short(error)}); expected "
-                         "state.safetensors of an earlier piece") from error
-
-
 # ---- what is learned from ------------------------------------------------------------------------
 
 
@@ -224,14 +215,22 @@ def make_vae(args, state=None):
     """The VAE of --vae_config with the weights of `state`, or with first weights."""
     vae = AutoencoderKLCogVideoX.from_config(AutoencoderKLCogVideoX.load_config(args.vae_config))
     if state:
-        try:
-            vae.load_state_dict(state)
-        except RuntimeError as error:
-            raise InputError(f"--resume {args.resume}: holds another model than {args.vae_config}/"
-                             "config.json; expected state.safetensors of its kind") from error
+        vae.load_state_dict(state)
     if args.freeze_encoder:
         vae.encoder.requires_grad_(False)
     return cogvideox.speed_up(vae)
+
+
+def resume(args, vae):
+    """Give a VAE the weights of --resume."""
+    try:
+        vae.load_state_dict(load_file(args.resume))
+    except SafetensorError as error:
+        raise InputError(f"--resume {args.resume}: could not be read ({cli.short(error)}); "
+                         "expected state.safetensors of an earlier piece") from error
+    except RuntimeError as error:
+        raise InputError(f"--resume {args.resume}: holds another model than {args.vae_config}/"
+                         "config.json; expected state.safetensors of its kind") from error
 
 
 def learning_rate(args, share):
@@ -337,7 +336,10 @@ class Checks:
 def train(args, device):
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(args.first_seed)
-    vae = make_vae(args, read_state(args.resume) if args.resume else None).to(device)
+    vae = make_vae(args)
+    if args.resume:
+        resume(args, vae)
+    vae.to(device)
     torch.manual_seed(args.first_seed)
     mean = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA))
     parameters = [p for p in vae.parameters() if p.requires_grad]

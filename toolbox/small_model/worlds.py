@@ -261,12 +261,11 @@ def make_sway(rng, eye, distance, place):
         still[0] = (radius, turns, angle)
         still[2] = (radius, turns, angle + math.pi / 2)
         return tuple(still)
-    size = distance / 3 * {"hand": 0.7, "travel": 0.2, "turn": 0.2, "fast": 1.2}[kind]
+    factor = {"hand": 0.7, "travel": 0.2, "turn": 0.2, "fast": 1.2}[kind]
+    sizes = [distance / 3 * factor] * (len(scenes.SWAY) - 1) + [factor]  # the last is an angle
     waves = []
-    for amplitude, cycles, phase in scenes.make_sway(rng):
+    for size, (amplitude, cycles, phase) in zip(sizes, scenes.make_sway(rng), strict=True):
         waves.append((size * amplitude, cycles * (2.5 if kind == "fast" else 1), phase))
-    roll, cycles, phase = waves[-1]
-    waves[-1] = (roll * 3 / distance, cycles, phase)  # an angle is the same in a world of any size
     if kind == "travel":
         axis = rng.choice((0, 0, 1, 2))
         most = (0.35, 0.1, 0.25)[axis] * distance
